@@ -1,0 +1,65 @@
+"""Labelled synthetic medical scans in 2D and 3D.
+
+Importing this package is cheap: a public name loads its module, and torch with it, when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medgen.data.dataset import Case, Dataset, load_case, load_cases, read_dataset
+    from medgen.evaluation import evaluate
+    from medgen.generator import Generator
+    from medgen.planning import Plan
+    from medgen.synthesis import synthesize
+    from medgen.training import train
+    from medgen.types import BadInputError, Grid, Sample
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BadInputError": "medgen.types",
+    "Case": "medgen.data.dataset",
+    "Dataset": "medgen.data.dataset",
+    "Generator": "medgen.generator",
+    "Grid": "medgen.types",
+    "Plan": "medgen.planning",
+    "Sample": "medgen.types",
+    "evaluate": "medgen.evaluation",
+    "load_case": "medgen.data.dataset",
+    "load_cases": "medgen.data.dataset",
+    "read_dataset": "medgen.data.dataset",
+    "synthesize": "medgen.synthesis",
+    "train": "medgen.training",
+}
+
+__all__ = [
+    "BadInputError",
+    "Case",
+    "Dataset",
+    "Generator",
+    "Grid",
+    "Plan",
+    "Sample",
+    "__version__",
+    "evaluate",
+    "load_case",
+    "load_cases",
+    "read_dataset",
+    "synthesize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medgen' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,240 @@
+"""The command line: every subcommand is the signature and docstring of one public function."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
+
+import medgen
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+class Command(NamedTuple):
+    """What the command line adds to a public function.
+
+    Attributes:
+        module: Where the function lives; imported only when the command runs.
+        summary: One line for ``medgen --help``.
+        examples: Command lines that end ``medgen COMMAND --help``.
+        lower: Which setting to lower when memory runs out.
+        resume: How to go on after an interruption.
+    """
+
+    module: str
+    summary: str
+    examples: str
+    lower: str
+    resume: str
+
+
+COMMANDS = {
+    "train": Command(
+        module="medgen.training",
+        summary="labelled scans in, a generator out",
+        examples=(
+            "  medgen train --data FOLDER --output runs/mine --dry_run\n"
+            "  medgen train --data FOLDER --output runs/mine\n"
+            "  medgen train --config configs/hippocampus_3d.yaml"
+        ),
+        lower="In the plan, lower batch_size (or patch_size) of the stage that ran, or set its gradient_checkpointing.",
+        resume="Run the same command again: it continues from the last checkpoint.",
+    ),
+    "synthesize": Command(
+        module="medgen.synthesis",
+        summary="labelled synthetic scans out of a generator, as an nnU-Net data set",
+        examples=(
+            "  medgen synthesize --output out\n"
+            "  medgen synthesize --model runs/mine --labels FOLDER/labels --output synthetic --num_samples 200\n"
+            "  medgen synthesize --replay out/manifest.jsonl --output again"
+        ),
+        lower="Lower --batch_size, or give --max_memory_gb so that scans are decoded by tiles.",
+        resume="Run the same command again: finished scans are kept.",
+    ),
+    "evaluate": Command(
+        module="medgen.evaluation",
+        summary="how real the synthetic scans look, and how diverse they are",
+        examples="  medgen evaluate --real FOLDER --synthetic synthetic --output report",
+        lower="Lower --slices_per_plane, or evaluate fewer scans.",
+        resume="Run the same command again: evaluation starts over.",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one ``medgen`` command.
+
+    Args:
+        argv: Arguments after the program's name; None reads them from the command line.
+
+    Returns:
+        Exit code: 0 done, 1 out of memory or disk, 2 bad input, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = _root_parser().parse_args(arguments[:1]).command
+    try:
+        return _run(name, arguments[1:])
+    except KeyboardInterrupt:
+        print(f"\nmedgen {name}: stopped. {COMMANDS[name].resume}", file=sys.stderr)
+        return 130
+
+
+def command_parser(name: str) -> ArgumentParser:
+    """Parser of one command, built from the signature and docstring of its function.
+
+    Args:
+        name: Key of ``COMMANDS``.
+
+    Returns:
+        A parser that also reads ``--config FILE`` and knows no other keys than the function's arguments.
+    """
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def format_help(self) -> str:
+            return _plain_types(super().format_help())
+
+    parser = ArgumentParser(
+        prog=f"medgen {name}",
+        epilog=f"examples:\n{COMMANDS[name].examples}",
+        formatter_class=Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with values for the arguments below.")
+    parser.add_function_arguments(_function(name), sub_configs=True)
+    return parser
+
+
+def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn the words of a command line into the keyword arguments of the command's function.
+
+    Args:
+        name: Key of ``COMMANDS``.
+        arguments: Words after the command's name.
+
+    Returns:
+        Keyword arguments, nested dataclasses built.
+
+    Raises:
+        argparse.ArgumentError: If a key is unknown, missing or has a value that cannot be used.
+    """
+    parser = command_parser(name)
+    words = parser.parse_args(_spell_out_flags(_function(name), arguments))
+    try:
+        values = parser.instantiate(words).as_dict()
+    except ValueError as error:  # a dataclass that refuses its values
+        raise argparse.ArgumentError(None, str(error)) from error
+    values.pop("config", None)
+    return values
+
+
+def _root_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="medgen",
+        usage="medgen COMMAND [--help] [arguments]",
+        description=f"{(medgen.__doc__ or '').splitlines()[0]}\n\ncommands:\n{listing}",
+        epilog="`medgen COMMAND --help` explains each argument. Start with: medgen synthesize --output out",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"medgen {medgen.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    from medgen.types import BadInputError
+
+    command = COMMANDS[name]
+    try:
+        _function(name)(**parse(name, arguments))
+    except argparse.ArgumentError as error:
+        return _fail(name, _explain(name, arguments, str(error)), code=2)
+    except BadInputError as error:
+        return _fail(name, str(error), code=2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(name, f"out of memory. {command.lower} ({str(error).splitlines()[0] if str(error) else 'CPU'})")
+    except OSError as error:
+        # Only what the machine is to blame for; any other OSError is a defect and keeps its traceback.
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+            raise
+        return _fail(name, f"{error.filename or 'output'}: {error.strerror}. {command.resume}")
+    return 0
+
+
+def _function(name: str) -> Any:
+    return getattr(import_module(COMMANDS[name].module), name)
+
+
+def _spell_out_flags(function: Any, arguments: Sequence[str]) -> list[str]:
+    """Let ``--dry_run`` stand for ``--dry_run=true``."""
+    flags = {f"--{key}" for key, value in inspect.signature(function).parameters.items() if value.default is False}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{word}=true" if word in flags and after.startswith("--") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _explain(name: str, arguments: Sequence[str], message: str) -> str:
+    """One line out of the parser's message, with the file it came from and the key that may have been meant."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    for file in files:
+        if not Path(file).is_file():
+            return f"{file}: expected a YAML file, got no such file. See `medgen {name} --help`."
+    unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|arguments: --([\w.-]+)", message)
+    wrong = re.search(r'key "(\w+)', message)
+    given = dict(zip(words, [*words[1:], ""], strict=True))
+    from_line = "arguments: " in message or (wrong and any(word.startswith(f"--{wrong[1]}.") for word in words))
+    value = given.get(f"--{wrong[1]}" if wrong else "", "".join(files[-1:]))
+    source = f"{value}: " if value in files and not from_line else ""
+    if unknown:
+        key = next(filter(None, unknown.groups()))
+        close = get_close_matches(key.rpartition(".")[2].replace("-", "_"), _keys(_function(name)), n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else f"See `medgen {name} --help`."
+        return f"{source}unknown key '{key}'. {hint}"
+    message = re.sub(r"Does not validate against any of the Union subtypes.*?Errors:", "", message, flags=re.S)
+    message = re.sub(r"- Expected a <class 'NoneType'>|Given value type:.*", "", message, flags=re.S)
+    return f"{source}{' '.join(_plain_types(message).split()).lstrip('- ').rstrip('.')}. See `medgen {name} --help`."
+
+
+def _keys(function: Any) -> list[str]:
+    """Names of the function's arguments, and of the fields of every dataclass below them."""
+    keys, pending = [], list(get_type_hints(function).items())
+    while pending:
+        key, hint = pending.pop()
+        keys.append(key)
+        for kind in (hint, *get_args(hint)):
+            if is_dataclass(kind):
+                pending += get_type_hints(kind).items()
+    return keys
+
+
+def _plain_types(text: str) -> str:
+    return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def _fail(name: str, message: str, code: int = 1) -> int:
+    print(f"medgen {name}: {' '.join(message.split())}", file=sys.stderr)
+    return code

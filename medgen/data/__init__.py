@@ -1,0 +1,1 @@
+"""Reading, placing and writing of scans: geometry, intensities, files, data sets and exports."""

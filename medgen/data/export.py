@@ -1,0 +1,273 @@
+"""Write labelled scans as an nnU-Net v2 raw folder that says of itself that it is synthetic.
+
+Every file is written under a temporary name and renamed, and a case's label comes last: a case with a label is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medgen.data.dataset import LABEL_ENDINGS, RGB
+from medgen.data.io import ImageDtype, write_bytes, write_image, write_label
+from medgen.types import BadInputError, Grid
+
+RUN_FILE = "run.json"
+# What a run may leave in its folder: `overwrite` removes these and nothing else.
+_OWN_NAMES = ("imagesTr", "labelsTr", "dataset.json", "manifest.jsonl", "contact_sheet.png", "README.md", RUN_FILE)
+_CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class CasePaths:
+    """Files of one written case.
+
+    Attributes:
+        images: One file per channel, or a single one for RGB.
+        label: The label map.
+    """
+
+    images: tuple[Path, ...]
+    label: Path
+
+
+def prepare_output(
+    folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> Literal["new", "resumed"]:
+    """Make a folder ready for a run, or for the rest of an interrupted one.
+
+    Args:
+        folder: Where the run writes. It is made if it does not exist.
+        settings: JSON values that tell this run from every other; they are kept in ``run.json``.
+        overwrite: Remove what another run of medgen left there. Files that medgen did not write stay, and a folder
+            without ``run.json`` is refused all the same.
+
+    Returns:
+        ``new``, or ``resumed`` where the folder holds a run of the same settings.
+
+    Raises:
+        BadInputError: If the folder holds another run, or files of unknown origin, or cannot be written to.
+    """
+    root = Path(folder)
+    run_file = root / RUN_FILE
+    wanted = json.loads(json.dumps(settings, default=str))
+    if root.exists() and not root.is_dir():
+        raise BadInputError(f"{root}: expected a folder for the output, got a file. Choose another output folder.")
+    if run_file.is_file():
+        try:
+            found = json.loads(run_file.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found == wanted and not overwrite:
+            _remove_unfinished(root)
+            return "resumed"
+        if not overwrite:
+            raise BadInputError(
+                f"{root}: expected an empty folder or the same run, got another run{_difference(found, wanted)}. "
+                "Choose another output folder, or pass --overwrite to replace that run."
+            )
+        for name in _OWN_NAMES:
+            path = root / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    elif root.is_dir() and any(root.iterdir()):
+        names = ", ".join(sorted(path.name for path in root.iterdir())[:3])
+        raise BadInputError(
+            f"{root}: expected an empty folder or a run of medgen, got a folder with other files ({names}). "
+            "Choose another output folder."
+        )
+    try:
+        for name in ("imagesTr", "labelsTr"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{root}: expected a folder to write to, got: {error}. Choose another one.") from error
+    write_json(run_file, wanted)
+    return "new"
+
+
+def file_ending(grid: Grid, image_dtype: ImageDtype) -> str:
+    """File type that holds a scan without loss.
+
+    Args:
+        grid: Grid of the scan.
+        image_dtype: Type of the stored intensities, such as ``uint8``, ``uint16``, ``int16`` or ``float32``.
+
+    Returns:
+        ``.png`` for 2D scans of unsigned integers, ``.nii.gz`` for everything else.
+    """
+    return ".png" if grid.spatial_dims == 2 and image_dtype in ("uint8", "uint16") else ".nii.gz"
+
+
+def is_rgb(channel_names: Mapping[int, str]) -> bool:
+    """Whether the channels are the colors of one picture, which go into one file.
+
+    Args:
+        channel_names: Channel index to name.
+
+    Returns:
+        True for R, G, B.
+    """
+    return dict(channel_names) == RGB
+
+
+def case_paths(root: str | Path, case: str, *, num_files: int, ending: str) -> CasePaths:
+    """Names that nnU-Net v2 wants for the files of a case.
+
+    Args:
+        root: The output folder.
+        case: Identifier of the case: letters, digits, dot, dash and underscore.
+        num_files: Image files: the number of channels, or 1 for RGB.
+        ending: ``.nii.gz`` or ``.png``.
+
+    Returns:
+        The paths; nothing is written.
+
+    Raises:
+        BadInputError: If the identifier cannot be a file name.
+    """
+    if not _CASE_NAME.fullmatch(case) or case.lower().endswith(LABEL_ENDINGS):
+        raise BadInputError(
+            f"{case!r}: expected a case name of letters, digits, '.', '-' and '_' without file ending, got another. "
+            "Rename the case."
+        )
+    images = tuple(Path(root, "imagesTr", f"{case}_{index:04d}{ending}") for index in range(num_files))
+    return CasePaths(images, Path(root, "labelsTr", f"{case}{ending}"))
+
+
+def write_case(
+    root: str | Path,
+    case: str,
+    image: torch.Tensor,
+    label: torch.Tensor,
+    grid: Grid,
+    *,
+    image_dtype: ImageDtype,
+    rgb: bool = False,
+) -> CasePaths:
+    """Write one labelled scan.
+
+    Args:
+        root: Folder made by :func:`prepare_output`.
+        case: Identifier, unique within the folder.
+        image: ``(C, H, W[, D])`` in the units that go on disk.
+        label: ``(H, W[, D])`` class indices.
+        grid: Grid of both.
+        image_dtype: Type of the stored intensities.
+        rgb: Store three channels as one color PNG.
+
+    Returns:
+        The files written: images first, the label last.
+
+    Raises:
+        BadInputError: If shapes do not agree, or the case cannot be a file name.
+        OSError: If the disk is full or the folder cannot be written; no part of the file remains.
+    """
+    if tuple(image.shape[1:]) != grid.shape or tuple(label.shape) != grid.shape:
+        raise BadInputError(
+            f"{case}: expected image and label of shape {grid.shape}, got {tuple(image.shape[1:])} and "
+            f"{tuple(label.shape)}. Resample both onto the grid."
+        )
+    ending = file_ending(grid, image_dtype)
+    if rgb and (image.shape[0] != 3 or ending != ".png"):
+        raise BadInputError(
+            f"{case}: expected a 2D image of 3 channels as uint8 or uint16 for RGB, got {image.shape[0]} channel(s) of "
+            f"{grid.spatial_dims}D {image_dtype}. Write one file per channel with rgb=False."
+        )
+    paths = case_paths(root, case, num_files=1 if rgb else image.shape[0], ending=ending)
+    parts: Sequence[torch.Tensor] = [image] if rgb else list(image.split(1))
+    for path, part in zip(paths.images, parts, strict=True):
+        write_image(path, part, grid, dtype=image_dtype)
+    write_label(paths.label, label, grid)
+    return paths
+
+
+def write_dataset_json(
+    root: str | Path,
+    *,
+    class_names: Mapping[int, str],
+    channel_names: Mapping[int, str],
+    num_training: int,
+    ending: str,
+    name: str = "medgen",
+    details: Mapping[str, Any] | None = None,
+) -> Path:
+    """Declare the folder to nnU-Net v2, marked as synthetic.
+
+    Args:
+        root: The output folder.
+        class_names: Label value to name, from 0.
+        channel_names: Channel index to name. nnU-Net picks its normalization by name (``CT``).
+        num_training: Number of whole cases in the folder.
+        ending: ``.nii.gz`` or ``.png``.
+        name: Name of the data set.
+        details: Further fields, such as the model and its hash.
+
+    Returns:
+        Path of ``dataset.json``.
+
+    Raises:
+        BadInputError: If two classes share a name.
+        OSError: If the disk is full or the folder cannot be written; the older file remains.
+    """
+    twice = next((each for each, count in Counter(class_names.values()).items() if count > 1), None)
+    if twice is not None:
+        raise BadInputError(
+            f"{Path(root) / 'dataset.json'}: expected one name per class, got {twice} twice. Rename one."
+        )
+    content: dict[str, Any] = {
+        "name": name,
+        "description": "Synthetic scans made by medgen: not of any patient, and not for diagnosis.",
+        "synthetic": True,
+        "channel_names": {str(index): channel for index, channel in sorted(channel_names.items())},
+        "labels": {class_name: value for value, class_name in sorted(class_names.items())},
+        "numTraining": num_training,
+        "file_ending": ending,
+    }
+    # The fixed fields win: no detail can take the synthetic mark off.
+    content = {**content, **(details or {}), **content}
+    return write_json(Path(root) / "dataset.json", content)
+
+
+def write_json(path: Path, content: object) -> Path:
+    """Write a JSON file so that a reader sees the old file or the new one, never half of it.
+
+    Args:
+        path: The file.
+        content: JSON values.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; the older file remains.
+    """
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def _remove_unfinished(root: Path) -> None:
+    """Leftovers of a killed run."""
+    for folder in (root, root / "imagesTr", root / "labelsTr"):
+        for path in folder.glob(".*") if folder.is_dir() else []:
+            if path.name.endswith(".partial"):
+                path.unlink()
+
+
+def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
+    """First setting that differs, as words for an error message."""
+    if not isinstance(found, dict):
+        return ""
+    for key in [*wanted, *found]:
+        if found.get(key) != wanted.get(key):
+            return f" ({key}: {found.get(key)!r} there, {wanted.get(key)!r} now)"
+    return ""

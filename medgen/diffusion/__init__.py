@@ -1,0 +1,1 @@
+"""Diffusion mathematics over a callable denoiser: objectives, guidance and samplers."""

@@ -1,0 +1,424 @@
+"""The bundle: one folder that holds the networks of a generator and everything needed to use them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch.nn import functional as F
+
+from medgen.conditions.condition import Condition
+from medgen.conditions.mask import from_signed_distance, signed_distance
+from medgen.data.intensity import IntensityMap, Normalization
+from medgen.diffusion.objective import Objective
+from medgen.networks import Autoencoder, Denoiser
+from medgen.types import BadInputError, Shape
+
+FORMAT_VERSION = 1
+COMPONENTS = {"autoencoder": Autoencoder, "denoiser": Denoiser, "label_denoiser": Denoiser}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+
+
+@dataclass
+class GeneratorConfig:
+    """What a generator was trained for.
+
+    Attributes:
+        name: Name of the model.
+        spatial_dims: 2 or 3.
+        channel_names: Image channels, in file order.
+        class_names: Label value to name; 0 is the background.
+        size: Least voxels per axis on the model's grid.
+        objective: What the denoiser predicts.
+        normalization: How real intensities map to [-1, 1].
+        intensity: Map typical of the training set; its inverse gives synthetic scans source-like intensities.
+        image_dtype: Number type of synthetic images.
+        modality: What the scanner was.
+        spacing: Voxel size in mm of the model's grid, or None for any.
+        orientation: Axis codes of the model's grid, or None.
+        latent_scale: Per latent channel, factor to unit variance.
+        latent_shift: Per latent channel, mean before scaling.
+        label_objective: What the label denoiser predicts.
+        label_stride: Voxels per axis that one voxel of the label generator covers.
+        guidance_scale: Default at synthesis.
+        shapes: Shapes of training scans on the model's grid before padding, to draw new fields of view from.
+        constant_classes: Label values that every training case has.
+        training: Summary for the card: data, steps, seeds, versions.
+    """
+
+    name: str
+    spatial_dims: int
+    channel_names: dict[int, str]
+    class_names: dict[int, str]
+    size: tuple[int, ...]
+    objective: Objective
+    normalization: Normalization
+    intensity: IntensityMap
+    image_dtype: str = "int16"
+    modality: str | None = None
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = "RAS"
+    latent_scale: tuple[float, ...] = (1.0,)
+    latent_shift: tuple[float, ...] = (0.0,)
+    label_objective: Objective | None = None
+    label_stride: int = 1
+    guidance_scale: float = 1.5
+    shapes: tuple[tuple[int, ...], ...] = ()
+    constant_classes: tuple[int, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def _parse_config(values: dict[str, Any], path: Path) -> GeneratorConfig:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GeneratorConfig, "config")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"config": values})).config
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise BadInputError(
+            f"{path}: expected settings of a medgen generator, got others ({error}). Copy the model again."
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _resolve(name: str | Path) -> Path:
+    """Folder of a model: a path, an embedded name, or a Hub id that the user names."""
+    folder = Path(name)
+    if folder.exists():
+        return folder
+    embedded = Path(str(files("medgen"))) / "pretrained" / str(name)
+    if embedded.is_dir():
+        return embedded
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise BadInputError(
+                f"{name}: expected a model folder or a reachable Hub id, got neither ({type(error).__name__}). "
+                "Check the spelling, or download the model and give its folder."
+            ) from error
+    known = sorted(path.name for path in (Path(str(files("medgen"))) / "pretrained").iterdir() if path.is_dir())
+    raise BadInputError(
+        f"{name}: expected a model folder, a Hub id or an embedded model, got nothing of that name. Embedded: {known}."
+    )
+
+
+class Generator:
+    """Networks, settings and normalization of one generative model.
+
+    Args:
+        config: What it was trained for.
+        denoiser: Image denoiser, in latent or pixel space.
+        autoencoder: Scans to latents and back; None in pixel space.
+        label_denoiser: Generator of label maps; None if it has none.
+        weights_hash: SHA-256 over the stored weights; empty before the first save.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        denoiser: Denoiser,
+        autoencoder: Autoencoder | None = None,
+        label_denoiser: Denoiser | None = None,
+        weights_hash: str = "",
+    ) -> None:
+        self.config = config
+        self.denoiser = denoiser
+        self.autoencoder = autoencoder
+        self.label_denoiser = label_denoiser
+        self.weights_hash = weights_hash
+
+    @property
+    def compression(self) -> int:
+        """Image voxels per latent voxel along one axis."""
+        return self.autoencoder.compression if self.autoencoder else 1
+
+    @property
+    def divisor(self) -> int:
+        """Image sizes on the model's grid must be multiples of this."""
+        return int(np.lcm(self.compression, self.config.label_stride if self.label_denoiser else 1))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the label map, the background included."""
+        return len(self.config.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser's weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, *args: Any, **kwargs: Any) -> Generator:
+        """Move every network, as `torch.nn.Module.to` does.
+
+        Args:
+            *args: Device, dtype or both.
+            **kwargs: For example ``memory_format``.
+
+        Returns:
+            Itself.
+        """
+        for network in self._networks().values():
+            network.to(*args, **kwargs)
+        return self
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        """Shape of one sample's latents.
+
+        Args:
+            image_shape: ``(H, W[, D])`` on the model's grid, multiples of :attr:`divisor`.
+
+        Returns:
+            ``(c, h, w[, d])``.
+        """
+        return (self.denoiser.config["in_channels"], *(size // self.compression for size in image_shape))
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Normalized latents of ``image`` (posterior mean).
+
+        Args:
+            image: ``(B, C, *spatial)`` in [-1, 1].
+
+        Returns:
+            ``(B, c, *spatial / compression)``, about zero mean and unit variance per channel.
+        """
+        latents = image if self.autoencoder is None else self.autoencoder.encode(image)[0].float()
+        return (latents - self._per_channel(self.config.latent_shift, latents)) * self._per_channel(
+            self.config.latent_scale, latents
+        )
+
+    def decode(self, latents: torch.Tensor, *, max_memory_gb: float | None = None) -> torch.Tensor:
+        """Image of normalized latents.
+
+        Args:
+            latents: ``(B, c, *size)``.
+            max_memory_gb: Bound for the decoder's activations; None decodes in one piece.
+
+        Returns:
+            ``(B, C, *size * compression)`` float32 in [-1, 1].
+        """
+        raw = latents / self._per_channel(self.config.latent_scale, latents) + self._per_channel(
+            self.config.latent_shift, latents
+        )
+        image = raw if self.autoencoder is None else self.autoencoder.decode(raw, max_memory_gb=max_memory_gb)
+        return image.float().clamp(-1, 1)
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """Denoiser output in the parametrization of ``config.objective``, float32.
+
+        Args:
+            x: ``(B, c, *size)`` noisy latents.
+            t: ``(B,)`` in [0, num_train_timesteps).
+            condition: What steers it.
+
+        Returns:
+            ``(B, c, *size)``.
+        """
+        return self.denoiser(x, t, condition.mask).float()
+
+    def label_shape(self, image_shape: Shape) -> Shape:
+        """Shape of one sample in the label generator's space.
+
+        Args:
+            image_shape: ``(H, W[, D])`` on the model's grid.
+
+        Returns:
+            ``(K - 1, *image_shape / label_stride)``.
+        """
+        return (self.num_classes - 1, *(size // self.config.label_stride for size in image_shape))
+
+    def encode_label(self, label: torch.Tensor) -> torch.Tensor:
+        """Signed distances of a label map on the label generator's grid.
+
+        Args:
+            label: ``(*spatial)`` class indices.
+
+        Returns:
+            ``(K - 1, *spatial / label_stride)`` in [-1, 1].
+        """
+        distance = signed_distance(label, self.num_classes)
+        pool = F.avg_pool3d if self.config.spatial_dims == 3 else F.avg_pool2d
+        return pool(distance[None], self.config.label_stride)[0]
+
+    def decode_label(self, x: torch.Tensor) -> torch.Tensor:
+        """Label maps of signed distances.
+
+        Args:
+            x: ``(B, K - 1, *size)``.
+
+        Returns:
+            ``(B, *size * label_stride)`` int16 class indices.
+        """
+        mode = "trilinear" if self.config.spatial_dims == 3 else "bilinear"
+        return from_signed_distance(F.interpolate(x.float(), scale_factor=self.config.label_stride, mode=mode))
+
+    def denoise_label(self, x: torch.Tensor, t: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Output of the label denoiser, float32.
+
+        Args:
+            x: ``(B, K - 1, *size)``.
+            t: ``(B,)`` in [0, num_train_timesteps).
+            valid: ``(B, 1, *size * label_stride)`` float, 1 inside the field of view.
+
+        Returns:
+            ``(B, K - 1, *size)``.
+
+        Raises:
+            ValueError: If this generator has no label generator.
+        """
+        if self.label_denoiser is None:
+            raise ValueError("expected a model with a label generator, got one without; train it with stage `label`")
+        return self.label_denoiser(x, t, valid).float()
+
+    def label_to_index(self, label: torch.Tensor) -> torch.Tensor:
+        """Label values as in the files to class indices 0..K-1.
+
+        Args:
+            label: Any shape, values among ``config.class_names``.
+
+        Returns:
+            Same shape, int16.
+
+        Raises:
+            BadInputError: If a value is not declared.
+        """
+        values = torch.tensor(sorted(self.config.class_names))
+        index = torch.searchsorted(values, label.long().cpu()).clamp(max=len(values) - 1)
+        if not torch.equal(values[index], label.long().cpu()):
+            found = sorted(set(label.unique().tolist()) - set(self.config.class_names))
+            raise BadInputError(
+                f"label: expected values among {sorted(self.config.class_names)}, got {found} too. Remap them."
+            )
+        return index.to(torch.int16)
+
+    def index_to_label(self, index: torch.Tensor) -> torch.Tensor:
+        """Class indices 0..K-1 to label values as in the files.
+
+        Args:
+            index: Any shape.
+
+        Returns:
+            Same shape, int16.
+        """
+        return torch.tensor(sorted(self.config.class_names), dtype=torch.int16)[index.long().cpu()]
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the bundle; the settings come last, so that a folder with settings is whole.
+
+        Args:
+            folder: Made if absent; an older bundle in it is replaced.
+            dtype: Storage format of the weights; they are float32 again after loading.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        hashes = {}
+        for name in COMPONENTS:
+            target = folder / name
+            network = self._networks().get(name)
+            if network is None:
+                shutil.rmtree(target, ignore_errors=True)
+                continue
+            fresh = folder / f".{name}.tmp"
+            shutil.rmtree(fresh, ignore_errors=True)
+            stored = type(network).from_config(network.config)
+            stored.load_state_dict(network.state_dict())
+            stored.to(dtype=dtype, memory_format=torch.contiguous_format).save_pretrained(fresh)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(fresh, target)
+            hashes[name] = {path.name: _sha256(path) for path in sorted(target.iterdir())}
+        self.weights_hash = _digest(hashes)
+        settings = {"format_version": FORMAT_VERSION, "components": hashes, "config": dataclasses.asdict(self.config)}
+        temporary = folder / ".generator.json.tmp"
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(temporary, folder / "generator.json")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+        """Load a bundle from a folder, by embedded name or by Hub id.
+
+        Args:
+            name: Folder, embedded name such as ``hippocampus-mr-3d``, or Hub id ``owner/name`` (the one case that
+                uses the network).
+            device: Where the networks go.
+
+        Returns:
+            The generator, in evaluation mode, float32.
+
+        Raises:
+            BadInputError: If the folder is missing, incomplete, damaged, or holds pickled weights.
+        """
+        folder = _resolve(name)
+        path = folder / "generator.json"
+        if not path.is_file():
+            raise BadInputError(
+                f"{path}: expected a medgen model (generator.json and weights), got none. If this is a training run, "
+                "let `medgen train` with the same arguments finish."
+            )
+        try:
+            settings = json.loads(path.read_text())
+            version, hashes, values = settings["format_version"], settings["components"], settings["config"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise BadInputError(
+                f"{path}: expected JSON of a medgen model, got a damaged file ({error}). Copy it again."
+            ) from error
+        if version != FORMAT_VERSION:
+            raise BadInputError(f"{path}: expected format version {FORMAT_VERSION}, got {version}. Update medgen.")
+        for component, checksums in hashes.items():
+            _check_component(folder / component, checksums)
+        networks: dict[str, Any] = {}
+        for component in hashes:
+            try:
+                network = COMPONENTS[component].from_pretrained(folder / component, use_safetensors=True)
+            except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+                raise BadInputError(
+                    f"{folder / component}: expected loadable weights, got: {error}. Copy the model again."
+                ) from error
+            networks[component] = network.float().eval().to(device)
+        return cls(_parse_config(values, path), weights_hash=_digest(hashes), **networks)
+
+    def _networks(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COMPONENTS if getattr(self, name) is not None}
+
+    @staticmethod
+    def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, device=like.device, dtype=torch.float32).view(1, -1, *[1] * (like.ndim - 2))
+
+
+def _digest(hashes: dict[str, dict[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _check_component(folder: Path, checksums: dict[str, str]) -> None:
+    for name, expected in checksums.items():
+        path = folder / name
+        if not path.is_file():
+            pickles = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
+            if pickles:
+                raise BadInputError(
+                    f"{folder / pickles[0]}: expected safetensors weights, got a pickle, which can run code when "
+                    "opened. Convert it to safetensors where you trust it."
+                )
+            raise BadInputError(
+                f"{path}: expected this file of the model, got none. Copy the model folder again, whole."
+            )
+        if _sha256(path) != expected:
+            raise BadInputError(
+                f"{path}: expected SHA-256 {expected[:12]}…, got another: the file is damaged. Copy it again."
+            )

@@ -1,0 +1,135 @@
+"""The output folder of a run: opened once, continued where it was left, filled scan by scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medgen.data.dataset import Rejection
+from medgen.data.export import is_rgb, prepare_output, write_case
+from medgen.generator import Generator
+from medgen.provenance import (
+    MANIFEST,
+    SampleRecord,
+    finalize_manifest,
+    read_manifest,
+    salvage_manifest,
+    sha256_array,
+    sha256_file,
+    write_text,
+)
+from medgen.synthesis.papers import REJECTED, append_rejection
+from medgen.synthesis.plan import SamplingSettings
+from medgen.synthesis.sampling import SyntheticSample
+
+ARGUMENTS = "synthesize.yaml"
+
+
+def open_folder(
+    output: Path,
+    identity: dict[str, Any],
+    arguments: dict[str, Any],
+    rejected: Sequence[Rejection],
+    *,
+    overwrite: bool,
+) -> None:
+    """Claim the folder; of a run to continue keep the scans whose files are whole.
+
+    Args:
+        output: The folder.
+        identity: What tells this run from every other.
+        arguments: What says it again, for ``synthesize.yaml``.
+        rejected: Label maps that were left out.
+        overwrite: Replace another run.
+    """
+    if prepare_output(output, identity, overwrite=overwrite) == "resumed":
+        records = salvage_manifest(output / MANIFEST)
+        whole = [record for record in records if _is_whole(output, record)]
+        if len(whole) < len(records):
+            finalize_manifest(output / MANIFEST, whole)
+    (output / REJECTED).unlink(missing_ok=True)
+    for rejection in rejected:
+        append_rejection(output, rejection)
+    write_text(output / ARGUMENTS, yaml.safe_dump(arguments, sort_keys=False))
+
+
+def read_done(output: Path) -> list[SampleRecord]:
+    """Records of the scans that are in the folder so far.
+
+    Args:
+        output: The folder.
+
+    Returns:
+        Whole records; none where nothing is written yet.
+    """
+    return read_manifest(output / MANIFEST) if (output / MANIFEST).exists() else []
+
+
+def _is_whole(output: Path, record: SampleRecord) -> bool:
+    paths = {output / name: digest for name, digest in record.files.items()}
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in paths.items())
+
+
+def write_sample(
+    output: Path,
+    generator: Generator,
+    model: str,
+    item: SyntheticSample,
+    settings: SamplingSettings,
+    runtime: dict[str, Any],
+) -> SampleRecord:
+    """Write one scan and its label.
+
+    Args:
+        output: The folder.
+        generator: The model.
+        model: Its name or folder.
+        item: The scan.
+        settings: How it was sampled.
+        runtime: Of this process.
+
+    Returns:
+        Its record, made from what was written; not yet in the manifest.
+    """
+    config = generator.config
+    paths = write_case(
+        output,
+        item.spec.case,
+        item.image,
+        item.label,
+        item.grid,
+        image_dtype=config.image_dtype,
+        rgb=is_rgb(config.channel_names),
+    )
+    files = {path.relative_to(output).as_posix(): sha256_file(path) for path in (*paths.images, paths.label)}
+    return SampleRecord(
+        case=item.spec.case,
+        index=item.spec.index,
+        seed=item.spec.seed,
+        model=model,
+        model_hash=generator.weights_hash,
+        **asdict(settings),
+        label=item.label_record,
+        batch=[
+            {
+                "case": spec.case,
+                "index": spec.index,
+                "seed": spec.seed,
+                "path": spec.file and str(spec.file.path),
+                "sha256": spec.file and spec.file.sha256,
+            }
+            for spec in item.batch
+        ],
+        shape=list(item.grid.shape),
+        spacing=list(item.grid.spacing),
+        model_shape=list(item.model_shape),
+        image_sha256=sha256_array(item.image.numpy().astype(np.dtype(config.image_dtype))),
+        label_sha256=sha256_array(item.label.numpy()),
+        files=files,
+        runtime=runtime,
+    )

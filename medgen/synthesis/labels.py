@@ -1,0 +1,179 @@
+"""The label map of each sample: taken from a file, deformed from a file, or drawn by the label generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from medgen.conditions.deformation import deform_label
+from medgen.data.dataset import load_label
+from medgen.data.geometry import Placement, from_model, place, to_model, valid_mask
+from medgen.diffusion.sampler import sample, sampler_names
+from medgen.generator import Generator, GeneratorConfig
+from medgen.seeding import derive_seed, seeded_noise, stream
+from medgen.synthesis.plan import SampleSpec, SamplingSettings
+from medgen.types import BadInputError, Grid
+
+MAX_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledGrid:
+    """A sample before its image exists.
+
+    Attributes:
+        spec: What was planned.
+        placement: How its grid lies on the model's.
+        label: ``(H, W[, D])`` int16 values as in files, on its own grid; None until drawn.
+        index: The same on the model's grid, as class indices; 0 in the padding.
+        record: For the manifest: how the label arose.
+    """
+
+    spec: SampleSpec
+    placement: Placement
+    label: torch.Tensor | None
+    index: torch.Tensor | None
+    record: dict[str, Any]
+
+
+def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
+    """Fix a sample's grid, and its label where that comes from a file.
+
+    Args:
+        spec: What was planned.
+        generator: The model, for its grid.
+
+    Returns:
+        The sample; without label if that is to be generated.
+
+    Raises:
+        BadInputError: If the file cannot be used or no deformation keeps its topology.
+    """
+    config = generator.config
+    if spec.file is None:
+        grid = _draw_grid(spec, config)
+        return LabelledGrid(spec, _place(grid, generator), None, None, {"source": spec.source})
+    source = load_label(spec.file.path, config.class_names)
+    label = source.label
+    if label is None:
+        raise BadInputError(f"{spec.file.path}: expected a label map, got none. Check the file.")
+    record: dict[str, Any] = {"source": spec.source, "path": str(spec.file.path), "sha256": spec.file.sha256}
+    if spec.source == "deform":
+        try:
+            label, deformation = deform_label(
+                label, generator=stream(spec.seed, "deformation"), spacing=source.grid.spacing
+            )
+        except BadInputError as error:
+            raise BadInputError(f"{spec.file.path}: {error}") from error
+        record["deformation"] = asdict(deformation)
+    placement = _place(source.grid, generator)
+    index = to_model(generator.label_to_index(label), placement, mode="nearest", padding="constant")
+    return LabelledGrid(spec, placement, label.to(torch.int16), index, record)
+
+
+def generate_labels(
+    group: Sequence[LabelledGrid],
+    generator: Generator,
+    denoise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    settings: SamplingSettings,
+) -> list[LabelledGrid]:
+    """Draw the label maps of samples that share one model grid; maps that cannot be are drawn again.
+
+    Args:
+        group: Samples without label.
+        generator: The model.
+        denoise: Its label denoiser, ``(x, t, valid) -> output``, in the precision of the run.
+        settings: How to sample.
+
+    Returns:
+        The samples with their labels; the record says which attempt was accepted.
+
+    Raises:
+        BadInputError: If the model has no label generator, or no draw is acceptable.
+    """
+    config, device = generator.config, generator.device
+    if generator.label_denoiser is None or config.label_objective is None:
+        raise BadInputError(
+            f"model '{config.name}': expected one with a label generator, got one without. Give --labels FOLDER, or "
+            "train the stage 'label'."
+        )
+    sampler = settings.sampler
+    if sampler not in sampler_names(config.label_objective):
+        sampler = {"ddim": "euler", "euler": "ddim"}.get(sampler, sampler)  # two names of one step
+    values = sorted(config.class_names)
+    required = {values.index(value) for value in config.constant_classes if value != 0}
+    done: dict[int, LabelledGrid] = {}
+    for attempt in range(MAX_ATTEMPTS):
+        pending = [item for item in group if item.spec.index not in done]
+        if not pending:
+            break
+        valid = torch.stack([valid_mask(item.placement) for item in pending])
+        seeds = [derive_seed(item.spec.seed, "label", attempt) for item in pending]
+        noise = seeded_noise(generator.label_shape(pending[0].placement.shape), seeds).to(device)
+        inside = valid[:, None].to(device, torch.float32)
+        distances = sample(
+            partial(_bind_valid, denoise, inside),
+            noise,
+            objective=config.label_objective,
+            sampler=sampler,
+            spacing=settings.sampler_spacing,
+            num_inference_steps=settings.num_inference_steps,
+        )
+        drawn = generator.decode_label(distances).cpu() * valid
+        for item, index in zip(pending, drawn, strict=True):
+            present = set(index.unique().tolist()) - {0}
+            if present and required <= present:
+                index = index.to(torch.int16)
+                label = from_model(generator.index_to_label(index), item.placement, mode="nearest")
+                record = {**item.record, "attempt": attempt + 1}
+                done[item.spec.index] = replace(item, label=label, index=index, record=record)
+    failed = [item.spec.case for item in group if item.spec.index not in done]
+    if failed:
+        raise BadInputError(
+            f"{failed[0]}: expected a label map with {'every constant class' if required else 'a class'} within "
+            f"{MAX_ATTEMPTS} draws, got none. Train the stage 'label' for longer, or use label_source 'deform'."
+        )
+    return [done[item.spec.index] for item in group]
+
+
+def _bind_valid(
+    denoise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    valid: torch.Tensor,
+    x: torch.Tensor,
+    t: torch.Tensor,
+) -> torch.Tensor:
+    return denoise(x, t, valid)
+
+
+def _place(grid: Grid, generator: Generator) -> Placement:
+    config = generator.config
+    return place(
+        grid,
+        spacing=config.spacing,
+        orientation=config.orientation,
+        min_size=config.size,
+        divisor=generator.divisor,
+    )
+
+
+def _draw_grid(spec: SampleSpec, config: GeneratorConfig) -> Grid:
+    """A field of view of the training set, drawn by the sample's seed, centered at the origin of the scanner."""
+    shapes = config.shapes or (config.size,)
+    choice = int(torch.randint(len(shapes), (1,), generator=stream(spec.seed, "shape")))
+    shape = tuple(shapes[choice])
+    spacing = config.spacing or (1.0,) * len(shape)
+    affine = np.eye(4)
+    if config.orientation is not None and len(shape) == 3:
+        # Shapes are in the model's axis order: the file then needs no turning.
+        turn = nib.orientations.axcodes2ornt(config.orientation)
+        for axis, (world, sign) in enumerate(turn.astype(int)):
+            affine[:3, axis] = sign * np.eye(3)[world]
+    affine[:3, : len(shape)] *= np.asarray(spacing)
+    affine[:3, 3] = -affine[:3, : len(shape)] @ ((np.asarray(shape) - 1) / 2)
+    return Grid(shape, affine, known=config.spacing is not None)

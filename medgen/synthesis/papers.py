@@ -1,0 +1,124 @@
+"""What a finished output folder says of itself: data set description, contact sheet, card, and what was left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medgen.data.dataset import Rejection, load_case, read_dataset
+from medgen.data.export import file_ending, write_dataset_json
+from medgen.generator import Generator
+from medgen.pictures import contact_sheet
+from medgen.provenance import MANIFEST, SampleRecord, explain_full_disk, write_text
+from medgen.types import Grid
+
+REJECTED = "rejected.jsonl"
+CONTACT_SHEET = "contact_sheet.png"
+_MOST_SHOWN = 12
+
+
+def append_rejection(output: Path, rejection: Rejection) -> None:
+    """Add a line to the list of what was left out; several processes may do so at once.
+
+    Args:
+        output: Folder of the run.
+        rejection: Case and reason.
+    """
+    line = json.dumps({"case": rejection.case, "reason": rejection.reason}, ensure_ascii=False) + "\n"
+    with explain_full_disk(output / REJECTED):
+        handle = os.open(output / REJECTED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+
+
+def close_folder(output: Path, generator: Generator, records: Sequence[SampleRecord], replay: str | None) -> None:
+    """Write ``dataset.json``, the contact sheet and the card, from what lies in the folder.
+
+    Args:
+        output: Folder of the run; all its scans are written.
+        generator: The model.
+        records: Final manifest.
+        replay: How a replay compares with its original, or None.
+    """
+    config = generator.config
+    write_dataset_json(
+        output,
+        class_names=config.class_names,
+        channel_names=config.channel_names,
+        num_training=len(records),
+        ending=file_ending(Grid(tuple(records[0].shape), np.eye(4)), config.image_dtype),
+        name=f"synthetic_{config.name}",
+        details={"model": records[0].model, "model_hash": records[0].model_hash, "manifest": MANIFEST},
+    )
+    dataset = read_dataset(output)
+    cases = {case.case: case for case in dataset.cases}
+    step = max(len(records) / _MOST_SHOWN, 1)
+    shown = [records[int(index * step)].case for index in range(min(len(records), _MOST_SHOWN))]
+    contact_sheet(
+        (load_case(cases[name], dataset) for name in shown),
+        output / CONTACT_SHEET,
+        class_names=config.class_names,
+        title=f"{len(shown)} of {len(records)} synthetic scans, model {config.name}",
+    )
+    rejections = _read_rejections(output)
+    write_text(output / "README.md", _card(generator, records, rejections, replay))
+
+
+def _read_rejections(output: Path) -> list[dict[str, str]]:
+    path = output / REJECTED
+    if not path.exists():
+        return []
+    unique = dict.fromkeys(path.read_text(encoding="utf-8").splitlines())
+    write_text(path, "".join(f"{line}\n" for line in unique))
+    return [json.loads(line) for line in unique]
+
+
+def _card(
+    generator: Generator, records: Sequence[SampleRecord], rejections: Sequence[dict[str, str]], replay: str | None
+) -> str:
+    config, first = generator.config, records[0]
+    sources = Counter(record.label["source"] for record in records)
+    words = {"files": "taken from files", "deform": "deformed from files", "generate": "drawn by the label generator"}
+    shapes = Counter(" x ".join(map(str, record.shape)) for record in records).most_common(3)
+    classes = ", ".join(f"{value} {name}" for value, name in sorted(config.class_names.items()))
+    lines = [
+        "---",
+        "tags: [synthetic, medical-imaging, segmentation]",
+        "---",
+        f"# {len(records)} synthetic scans from {config.name}",
+        "",
+        "**Every image here is synthetic.** It was drawn by a generative model and shows no patient. Do not diagnose,",
+        "treat, or draw conclusions on a population from it. The license of the model and of its training data",
+        "applies; see the model's card.",
+        "",
+        f"![Contact sheet]({CONTACT_SHEET})",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| Model | `{first.model}`, SHA-256 `{first.model_hash}` |",
+        f"| Modality | {config.modality or 'not stated'}, {config.spatial_dims}D |",
+        f"| Channels | {', '.join(name for _, name in sorted(config.channel_names.items()))} |",
+        f"| Label values | {classes} |",
+        f"| Labels | {', '.join(f'{count} {words[name]}' for name, count in sorted(sources.items()))} |",
+        f"| Voxels | {', '.join(f'{shape} ({count})' for shape, count in shapes)} |",
+        f"| Intensities | `{config.image_dtype}`, on the scale typical of the training set |",
+        f"| Sampler | {first.sampler}, spacing {first.sampler_spacing}, {first.num_inference_steps} steps, "
+        f"guidance {first.guidance_scale:g}, {first.precision} |",
+        f"| Made with | {', '.join(f'{name} {version}' for name, version in first.runtime['versions'].items())} |",
+        "",
+        f"The layout is nnU-Net v2 raw. `{MANIFEST}` holds one line per scan: seed, label source, settings, hashes.",
+        f"`medgen synthesize --replay {MANIFEST} --output FOLDER` makes the same voxels again on the same processor.",
+    ]
+    if replay:
+        lines += ["", f"This folder is a replay: {replay}."]
+    if rejections:
+        lines += ["", f"## Left out ({len(rejections)})", "", "| case | reason |", "|---|---|"]
+        lines += [f"| {item['case']} | {' '.join(item['reason'].split()).replace('|', '/')} |" for item in rejections]
+    return "\n".join(lines) + "\n"

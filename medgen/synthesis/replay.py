@@ -1,0 +1,184 @@
+"""Making an earlier run again from its manifest, voxel for voxel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from medgen.generator import Generator
+from medgen.provenance import SampleRecord, read_manifest, sha256_file
+from medgen.synthesis.plan import LabelFile, SampleSpec, SamplingSettings
+from medgen.types import BadInputError
+
+# What a replay may be told besides the manifest; all else is fixed by it.
+_FREE = {"output", "model", "labels", "device", "skip_bad", "overwrite", "replay"}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that go through the networks together.
+
+    Attributes:
+        specs: The samples.
+        settings: How they are sampled.
+        only: Cases to keep; None keeps all. The others run along because a batch decides the rounding.
+    """
+
+    specs: tuple[SampleSpec, ...]
+    settings: SamplingSettings
+    only: frozenset[str] | None = None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Cases to keep."""
+        return frozenset(spec.case for spec in self.specs) if self.only is None else self.only
+
+
+def refuse_other_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Stop where an argument contradicts the manifest that is to be replayed.
+
+    Args:
+        function: The public function.
+        values: Its arguments.
+
+    Raises:
+        BadInputError: If an argument that the manifest fixes is not at its default.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in _FREE and values[name] != parameter.default:
+            raise BadInputError(
+                f"{name}: expected none beside replay, which takes it from the manifest, got {values[name]!r}. "
+                "Leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """An earlier run, ready to be made again.
+
+    Attributes:
+        manifest: Where it is described.
+        records: Its samples.
+        batches: The same, as they went through the networks.
+    """
+
+    manifest: Path
+    records: list[SampleRecord]
+    batches: list[Batch]
+
+    @property
+    def model(self) -> str:
+        """Name or folder of the model."""
+        return self.records[0].model
+
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """Device, threads and versions of the earlier run."""
+        return self.records[0].runtime
+
+    @property
+    def device(self) -> str:
+        """Kind of device that it ran on."""
+        return "cpu" if self.runtime["device"] == "cpu" else "cuda"
+
+    def check_model(self, generator: Generator) -> None:
+        """Refuse a model that is not the earlier run's.
+
+        Args:
+            generator: The model at hand.
+
+        Raises:
+            BadInputError: If its weights differ.
+        """
+        expected = self.records[0].model_hash
+        if generator.weights_hash != expected:
+            raise BadInputError(
+                f"{self.manifest}: expected the model with SHA-256 {expected[:12]}…, got '{generator.config.name}' "
+                f"with {generator.weights_hash[:12]}…. Name the model that made the manifest with --model."
+            )
+
+    def compare(self, again: Sequence[SampleRecord]) -> str:
+        """Say whether the replay gave the same voxels, and if not what else was different.
+
+        Args:
+            again: Records of the replay.
+
+        Returns:
+            One sentence.
+        """
+        made = {record.case: (record.image_sha256, record.label_sha256) for record in again}
+        differing = [
+            record.case
+            for record in self.records
+            if made.get(record.case) != (record.image_sha256, record.label_sha256)
+        ]
+        total = len(self.records)
+        sentence = f"{total - len(differing)} of {total} equal the replayed manifest voxel for voxel"
+        if not differing:
+            return sentence
+        before, now = self.runtime, again[0].runtime
+        changes = [f"{key} {before[key]} then, {now.get(key)} now" for key in before if before[key] != now.get(key)]
+        return (
+            f"WARNING: only {sentence}; different: {', '.join(differing[:5])}{', ...' if len(differing) > 5 else ''} "
+            f"({'; '.join(changes) or 'same device, threads and versions'})"
+        )
+
+
+def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
+    """Rebuild the batches of a run from its manifest, or from any part of it.
+
+    Args:
+        manifest: The manifest.
+        labels: Folder that the label maps are in now, where they were moved.
+
+    Returns:
+        The run.
+
+    Raises:
+        BadInputError: If the manifest is empty or mixed, or a label map is missing or not the same any more.
+    """
+    records = read_manifest(manifest)
+    if not records:
+        raise BadInputError(f"{manifest}: expected at least one sample, got none. Name the manifest of a finished run.")
+    for name in ("model_hash", "runtime"):
+        different = {str(getattr(record, name)) for record in records}
+        if len(different) > 1:
+            raise BadInputError(
+                f"{manifest}: expected samples of one run, got {len(different)} different values of {name}. Replay the "
+                "parts one by one."
+            )
+    find = cache(partial(_find_label, manifest, labels))
+    batches: dict[tuple[tuple[SampleSpec, ...], SamplingSettings], set[str]] = {}
+    for record in records:
+        settings = SamplingSettings(**{item.name: getattr(record, item.name) for item in fields(SamplingSettings)})
+        specs = tuple(
+            SampleSpec(
+                case=member["case"],
+                index=member["index"],
+                seed=member["seed"],
+                source=record.label["source"],
+                file=find(member["path"], member["sha256"]) if member["path"] else None,
+            )
+            for member in record.batch
+        )
+        batches.setdefault((specs, settings), set()).add(record.case)
+    rebuilt = [Batch(specs, settings, frozenset(wanted)) for (specs, settings), wanted in batches.items()]
+    return Replay(manifest, records, rebuilt)
+
+
+def _find_label(manifest: Path, folder: Path | None, recorded: str, sha256: str) -> LabelFile:
+    path = Path(recorded) if folder is None else Path(folder) / Path(recorded).name
+    if not path.is_file():
+        raise BadInputError(
+            f"{path}: expected the label map that {manifest} names, got no such file. Give its folder with --labels."
+        )
+    if sha256_file(path) != sha256:
+        raise BadInputError(
+            f"{path}: expected the label map that {manifest} names (SHA-256 {sha256[:12]}…), got another. Restore the "
+            "file, or give the folder that holds it with --labels."
+        )
+    return LabelFile(path.resolve(), sha256)

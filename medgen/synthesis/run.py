@@ -1,0 +1,233 @@
+"""A run of the synthesis: a folder that is filled, continued where it was left, and closed with its papers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from medgen.data.dataset import Rejection
+from medgen.generator import Generator, GeneratorConfig
+from medgen.precision import Precision, resolve_precision
+from medgen.provenance import MANIFEST, SampleRecord, append_record, finalize_manifest, runtime_info, sha256_file
+from medgen.synthesis.folder import open_folder, read_done, write_sample
+from medgen.synthesis.labels import prepare
+from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
+from medgen.synthesis.plan import LabelSource, SampleSpec, SamplingSettings, find_labels, plan_samples
+from medgen.synthesis.processes import Alone, join_processes, threads
+from medgen.synthesis.replay import Batch, read_replay, refuse_other_arguments
+from medgen.synthesis.sampling import sample_batch
+from medgen.types import BadInputError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+DEFAULT_MODEL = "hippocampus-mr-3d"
+
+
+def synthesize(
+    output: Path,
+    *,
+    model: str = DEFAULT_MODEL,
+    labels: Path | None = None,
+    label_source: Literal["files", "deform", "generate"] | None = None,
+    num_samples: int | None = None,
+    batch_size: int = 4,
+    seed: int = 0,
+    sampler: str = "dpm++2m",
+    sampler_spacing: str = "default",
+    num_inference_steps: int = 20,
+    guidance_scale: float | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+    max_memory_gb: float | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    replay: Path | None = None,
+) -> list[SampleRecord]:
+    """Make labelled synthetic scans and write them as an nnU-Net v2 raw data set with a manifest.
+
+    The same command on the same folder continues an interrupted run. Several processes (``accelerate launch``) share
+    the work.
+
+    Args:
+        output: Folder to write; new, empty, or of the same run.
+        model: Folder of a trained model, name of an embedded one, or Hub id.
+        labels: Folder of label maps to make scans for.
+        label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
+            the model; by default 'files' if a folder is given, else 'generate'.
+        num_samples: Scans to make; by default one per label map, or 8. More than there are maps takes them again.
+        batch_size: Scans that go through the networks together; less needs less memory.
+        seed: Root of all random draws.
+        sampler: 'dpm++2m', 'unipc', 'heun', and 'euler' for flow or 'ddim' for other models.
+        sampler_spacing: Spacing of the steps: 'default', 'lu', 'karras' or 'uniform'.
+        num_inference_steps: Steps of the sampler; more is slower and more exact.
+        guidance_scale: How strictly the scan follows its label (1: as trained); by default the model's own.
+        precision: 'bf16', 'fp32', or 'auto' for bf16 where the hardware is fast at it.
+        device: 'auto', 'cpu', 'cuda' or another torch device.
+        max_memory_gb: Bound on memory for decoding large scans, by tiles.
+        skip_bad: Leave out label maps that cannot be used, list them in rejected.jsonl, and go on.
+        overwrite: Replace another run's output in the folder.
+        replay: Manifest of an earlier run to make again, voxel for voxel; model, labels and device may be named anew.
+
+    Returns:
+        The record of each scan, in order.
+
+    Raises:
+        BadInputError: If the model, a label map, an argument or the output folder cannot be used.
+        MemoryError: If a batch does not fit; the message says which setting to lower.
+    """
+    given = dict(locals())
+    output = Path(output)
+    again = None
+    if replay is not None:
+        refuse_other_arguments(synthesize, given)
+        again = read_replay(Path(replay), labels=labels)
+        model = again.model if model == DEFAULT_MODEL else model
+        device = again.device if device == "auto" else device
+    state, chosen = join_processes(device)
+    generator = Generator.from_pretrained(model, device=chosen)
+    if again is not None:
+        again.check_model(generator)
+        job = _Job(
+            batches=again.batches,
+            identity={"replay": sha256_file(again.manifest), "model_hash": generator.weights_hash},
+            arguments={"replay": str(again.manifest.resolve())},
+            threads=again.runtime["threads"],
+        )
+    else:
+        job = _plan_job(
+            generator.config,
+            labels=labels,
+            label_source=label_source,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            seed=seed,
+            skip_bad=skip_bad,
+            settings=SamplingSettings(
+                sampler=sampler,
+                sampler_spacing=sampler_spacing,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=generator.config.guidance_scale if guidance_scale is None else guidance_scale,
+                precision=resolve_precision(precision, chosen),
+                max_memory_gb=max_memory_gb,
+            ),
+        )
+        job.identity["model_hash"] = generator.weights_hash
+    arguments = {"output": str(output), "model": str(model), "device": str(chosen), **job.arguments}
+    if state.is_main_process:
+        open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
+        settings = job.batches[0].settings
+        why = " (auto)" if precision == "auto" and again is None else ""
+        print(
+            f"model {model} on {chosen} in {settings.precision}{why}, {settings.sampler}, "
+            f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
+        )
+    state.wait_for_everyone()
+    with threads(job.threads):
+        _make(output, generator, str(model), job.batches, state, skip_bad=skip_bad)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        records = read_done(output)
+        if not records:
+            raise BadInputError(f"{output}: expected at least one scan, got none. {output / REJECTED} says why.")
+        records = finalize_manifest(output / MANIFEST, records)
+        verdict = None if again is None else again.compare(records)
+        close_folder(output, generator, records, verdict)
+        print(f"{len(records)} labelled scans in {output}" + (f"; {verdict}" if verdict else ""))
+    state.wait_for_everyone()
+    return read_done(output)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to make, what tells it from every other run, and the arguments that say it again."""
+
+    batches: list[Batch]
+    identity: dict[str, Any]
+    arguments: dict[str, Any]
+    threads: int
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+def _plan_job(
+    config: GeneratorConfig,
+    *,
+    labels: Path | None,
+    label_source: LabelSource | None,
+    num_samples: int | None,
+    batch_size: int,
+    seed: int,
+    skip_bad: bool,
+    settings: SamplingSettings,
+) -> _Job:
+    if batch_size < 1:
+        raise BadInputError(f"batch_size: expected at least 1, got {batch_size}.")
+    files, rejected = ([], []) if labels is None else find_labels(Path(labels), config, skip_bad=skip_bad)
+    source: LabelSource = label_source or ("files" if files else "generate")
+    count = (len(files) or 8) if num_samples is None else num_samples
+    specs = plan_samples(count, seed=seed, source=source, files=files)
+    options = {"label_source": source, "num_samples": count, "batch_size": batch_size, "seed": seed, **asdict(settings)}
+    digest = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
+    return _Job(
+        batches=[Batch(tuple(specs[at : at + batch_size]), settings) for at in range(0, len(specs), batch_size)],
+        identity={**options, "labels_sha256": digest if files else None},
+        arguments={"labels": str(Path(labels).resolve()) if labels else None, **options, "skip_bad": skip_bad},
+        threads=torch.get_num_threads(),
+        rejected=rejected,
+    )
+
+
+def _make(
+    output: Path,
+    generator: Generator,
+    model: str,
+    batches: Sequence[Batch],
+    state: PartialState | Alone,
+    *,
+    skip_bad: bool,
+) -> None:
+    """Make what is missing of this process's share: every n-th batch, whatever is done already."""
+    done = {record.case for record in read_done(output)}
+    share = batches[state.process_index :: state.num_processes]
+    total = sum(len(batch.wanted) for batch in share)
+    bar = tqdm(
+        total=total,
+        initial=sum(case in done for batch in share for case in batch.wanted),
+        unit="scan",
+        desc="synthesize",
+        disable=not state.is_main_process,
+    )
+    runtime = runtime_info(generator.device)
+    with bar:
+        for batch in share:
+            missing = batch.wanted - done
+            if not missing:
+                continue
+            prepared = []
+            for spec in batch.specs:
+                with _rejecting(output, spec, skip_bad):
+                    prepared.append(prepare(spec, generator))
+            if not any(item.spec.case in missing for item in prepared):
+                continue  # an earlier run left these out, and so does this one
+            for item in sample_batch(generator, prepared, batch.settings, on_step=lambda at: bar.set_postfix(step=at)):
+                if item.spec.case in missing:
+                    record = write_sample(output, generator, model, item, batch.settings, runtime)
+                    append_record(output / MANIFEST, record)
+                    bar.update()
+
+
+@contextmanager
+def _rejecting(output: Path, spec: SampleSpec, skip_bad: bool) -> Iterator[None]:
+    try:
+        yield
+    except BadInputError as error:
+        if not skip_bad:
+            raise
+        append_rejection(output, Rejection(spec.case, str(error)))

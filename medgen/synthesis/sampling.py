@@ -1,0 +1,197 @@
+"""From a plan to labelled scans, batch by batch and lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from medgen.conditions.condition import Condition
+from medgen.conditions.mask import one_hot
+from medgen.data.geometry import from_model, valid_mask
+from medgen.diffusion.guidance import guide
+from medgen.diffusion.sampler import sample
+from medgen.generator import Generator
+from medgen.precision import autocast, memory_format
+from medgen.seeding import seeded_noise
+from medgen.synthesis.labels import LabelledGrid, generate_labels, prepare
+from medgen.synthesis.plan import SampleSpec, SamplingSettings
+from medgen.types import BadInputError, Grid
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSample:
+    """A labelled scan and how it came about.
+
+    Attributes:
+        image: ``(C, H, W[, D])`` float32 in source units, rounded to what the model's file type holds.
+        label: ``(H, W[, D])`` int16 label values.
+        grid: Grid of both: that of the label file, or of a training scan.
+        spec: What was planned.
+        label_record: How the label arose.
+        model_shape: Voxels of the padded grid that the networks saw.
+        batch: Samples that went through the networks together, this one included.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    grid: Grid
+    spec: SampleSpec
+    label_record: dict[str, Any]
+    model_shape: tuple[int, ...]
+    batch: tuple[SampleSpec, ...]
+
+
+def iter_samples(
+    generator: Generator,
+    specs: Sequence[SampleSpec],
+    settings: SamplingSettings | None = None,
+    *,
+    batch_size: int = 4,
+    on_step: Callable[[int], object] | None = None,
+) -> Iterator[SyntheticSample]:
+    """Make the samples of a plan one batch at a time, as they are asked for.
+
+    Args:
+        generator: The model, on its device.
+        specs: The plan, for example from :func:`medgen.synthesis.plan_samples`.
+        settings: How to sample.
+        batch_size: Most samples that go through the networks together.
+        on_step: Called with the number of finished network steps of the current batch.
+
+    Yields:
+        Labelled scans in the order of the plan.
+
+    Raises:
+        BadInputError: If a label cannot be used or the settings do not go together.
+    """
+    if batch_size < 1:
+        raise BadInputError(f"batch_size: expected at least 1, got {batch_size}.")
+    for start in range(0, len(specs), batch_size):
+        batch = [prepare(spec, generator) for spec in specs[start : start + batch_size]]
+        yield from sample_batch(generator, batch, settings or SamplingSettings(), on_step=on_step)
+
+
+def sample_batch(
+    generator: Generator,
+    batch: Iterable[LabelledGrid],
+    settings: SamplingSettings,
+    *,
+    on_step: Callable[[int], object] | None = None,
+) -> list[SyntheticSample]:
+    """Make the scans of one batch; those that share a model grid run together.
+
+    Args:
+        generator: The model, on its device.
+        batch: Samples of :func:`medgen.synthesis.labels.prepare`.
+        settings: How to sample.
+        on_step: Called with the number of finished network steps.
+
+    Returns:
+        Labelled scans in the order of the batch.
+
+    Raises:
+        BadInputError: If the settings do not go together or no acceptable label is drawn.
+        MemoryError: If the batch does not fit; the message says which setting to lower.
+    """
+    groups: dict[tuple[int, ...], list[LabelledGrid]] = {}
+    for item in batch:
+        groups.setdefault(item.placement.shape, []).append(item)
+    done: list[SyntheticSample] = []
+    for shape, group in groups.items():
+        try:
+            done += _sample_group(generator, group, settings, on_step)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            remedy = "Lower batch_size" if len(group) > 1 else "Lower max_memory_gb, or use smaller label maps"
+            raise MemoryError(
+                f"{group[0].spec.case}: expected memory for {len(group)} scan(s) of {shape} voxels, got too little. "
+                f"{remedy} (now batch_size {len(group)}, max_memory_gb {settings.max_memory_gb})."
+            ) from error
+    return sorted(done, key=lambda item: item.spec.index)
+
+
+def _sample_group(
+    generator: Generator,
+    group: list[LabelledGrid],
+    settings: SamplingSettings,
+    on_step: Callable[[int], object] | None,
+) -> list[SyntheticSample]:
+    images, group = _run_networks(generator, group, settings, on_step)
+    members = tuple(item.spec for item in group)
+    return [
+        SyntheticSample(
+            image=_to_source(image, item, generator),
+            label=item.label.clone(),
+            grid=item.placement.source,
+            spec=item.spec,
+            label_record=item.record,
+            model_shape=item.placement.shape,
+            batch=members,
+        )
+        for item, image in zip(group, images, strict=True)
+        if item.label is not None
+    ]
+
+
+@torch.inference_mode()
+def _run_networks(
+    generator: Generator,
+    group: list[LabelledGrid],
+    settings: SamplingSettings,
+    on_step: Callable[[int], object] | None,
+) -> tuple[torch.Tensor, list[LabelledGrid]]:
+    """Images ``(B, C, *spatial)`` in [-1, 1] on the model's grid, and the samples with their labels."""
+    config, device = generator.config, generator.device
+    # Set either way: the layout decides the rounding, so it must not depend on what ran before.
+    layout = memory_format(config.spatial_dims) if settings.precision == "bf16" else torch.contiguous_format
+    generator.to(memory_format=layout)
+
+    def label_denoiser(x: torch.Tensor, t: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        with autocast(device, settings.precision):
+            return generator.denoise_label(x, t, valid)
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        with autocast(device, settings.precision):
+            return generator.denoise(x, t, condition)
+
+    if group[0].spec.source == "generate":
+        group = generate_labels(group, generator, label_denoiser, settings)
+    indices = torch.stack([item.index for item in group if item.index is not None])
+    valid = torch.stack([valid_mask(item.placement) for item in group])
+    condition = Condition(mask=one_hot(indices.to(device), generator.num_classes, valid=valid.to(device)))
+    scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    noise = seeded_noise(generator.latent_shape(group[0].placement.shape), [item.spec.seed for item in group])
+    latents = sample(
+        guide(denoiser, condition, condition.null(), guidance_scale=scale),
+        noise.to(device),
+        objective=config.objective,
+        callback=None if on_step is None else lambda step, _: on_step(step + 1),
+        sampler=settings.sampler,
+        spacing=settings.sampler_spacing,
+        num_inference_steps=settings.num_inference_steps,
+    )
+    with autocast(device, settings.precision):
+        images = generator.decode(latents, max_memory_gb=settings.max_memory_gb)
+    return images.float().cpu(), group
+
+
+def _to_source(image: torch.Tensor, item: LabelledGrid, generator: Generator) -> torch.Tensor:
+    """Back onto the label's own grid, into source units, rounded to what the file type can hold."""
+    # A copy made outside inference mode, so that the scan can go into a training loop.
+    own = generator.config.intensity.inverse(from_model(image.clone(), item.placement, mode="linear"))
+    kind = np.dtype(generator.config.image_dtype)
+    if kind.kind == "f":
+        return own
+    limits = np.iinfo(kind)
+    return own.round().clamp(limits.min, limits.max)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)

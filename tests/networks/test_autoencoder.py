@@ -1,0 +1,83 @@
+"""The autoencoder: local, tileable, and the same after a reload."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from medgen.networks import Autoencoder
+from medgen.networks.autoencoder import ChannelNorm
+
+
+@pytest.fixture(params=[2, 3])
+def autoencoder(request):
+    torch.manual_seed(0)
+    return Autoencoder(
+        spatial_dims=request.param, channels=(8, 16), latent_channels=3, num_res_blocks=1, norm_num_groups=4
+    ).eval()
+
+
+def latents_for(autoencoder, size):
+    shape = (1, 3, *[size] * autoencoder.config["spatial_dims"])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_channel_norm_equals_torch_rms_norm():
+    x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    ours = ChannelNorm(6)
+    torch.nn.init.normal_(ours.weight)
+    theirs = torch.nn.RMSNorm(6, eps=1e-6)
+    theirs.weight.data = ours.weight.data
+    torch.testing.assert_close(ours(x), theirs(x.movedim(1, -1)).movedim(-1, 1))
+
+
+@torch.no_grad()
+def test_tiles_decode_to_the_whole_including_their_borders(autoencoder):
+    latents = latents_for(autoencoder, 24)
+    whole = autoencoder.decode(latents)
+    per_voxel = autoencoder._decode_bytes_per_latent_voxel(latents)
+    bound = (2 * autoencoder.decoder_radius + 4) ** autoencoder.config["spatial_dims"] * per_voxel / 1e9
+    tiled = autoencoder.decode(latents, max_memory_gb=bound * 1.01)
+    assert tiled.shape == whole.shape
+    assert (tiled - whole).abs().max() < 1e-4 * whole.abs().max()
+
+
+def test_one_latent_voxel_reaches_no_further_than_the_stated_radius(autoencoder):
+    latents = latents_for(autoencoder, 21).requires_grad_()
+    image = autoencoder.decode(latents)
+    center = tuple(size // 2 for size in image.shape[2:])
+    image[(0, 0, *center)].backward()
+    reached = latents.grad.abs().sum((0, 1)).nonzero()
+    middle = torch.tensor([index // autoencoder.compression for index in center])
+    assert (reached - middle).abs().max() <= autoencoder.decoder_radius
+
+
+def test_a_memory_bound_that_is_too_small_says_the_least_that_works(autoencoder):
+    with pytest.raises(ValueError, match=r"expected max_memory_gb of at least 0\.\d+"):
+        autoencoder.decode(latents_for(autoencoder, 40), max_memory_gb=1e-9)
+
+
+def test_sizes_that_do_not_divide_are_refused(autoencoder):
+    with pytest.raises(ValueError, match="multiples of 2"):
+        autoencoder.encode(torch.zeros(1, 1, *[7] * autoencoder.config["spatial_dims"]))
+
+
+@torch.no_grad()
+def test_a_fresh_process_reloads_it_bit_for_bit(autoencoder, tmp_path):
+    autoencoder.save_pretrained(tmp_path / "autoencoder")
+    latents = latents_for(autoencoder, 6)
+    torch.save(latents, tmp_path / "latents.pt")
+    script = (
+        "import sys, torch; from medgen.networks import Autoencoder; torch.set_num_threads(1); folder = sys.argv[1]\n"
+        "network = Autoencoder.from_pretrained(folder + '/autoencoder', use_safetensors=True)\n"
+        "latents = torch.load(folder + '/latents.pt', weights_only=True)\n"
+        "torch.save(network.decode(latents).detach(), folder + '/image.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = autoencoder.decode(latents)
+    torch.set_num_threads(threads)
+    assert torch.equal(torch.load(tmp_path / "image.pt", weights_only=True), here)
+    assert not list((tmp_path / "autoencoder").glob("*.bin"))

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from medgen.data.dataset import load_cases, read_dataset
+from medgen.generator import Generator
+from medgen.provenance import read_manifest, sha256_array
+from medgen.synthesis import synthesize
+from medgen.types import BadInputError
+
+FAST = {"num_inference_steps": 3, "precision": "fp32", "device": "cpu"}
+
+
+def voxels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*Tr/*.nii.gz"))}
+
+
+def test_scans_for_label_files_lie_on_the_files_own_grids(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(out, model=str(model_3d), labels=labels_3d, batch_size=2, **FAST)
+    for index in range(3):
+        source = nib.load(labels_3d / f"case_{index}.nii.gz")
+        image = nib.load(out / "imagesTr" / f"synthetic_{index:05d}_0000.nii.gz")
+        label = nib.load(out / "labelsTr" / f"synthetic_{index:05d}.nii.gz")
+        assert np.array_equal(label.dataobj, source.dataobj)
+        for written in (image, label):
+            assert np.allclose(written.affine, source.affine, atol=1e-5)
+        assert image.shape == source.shape
+        assert image.get_data_dtype() == np.int16
+        assert 0 <= np.asarray(image.dataobj).min() < np.asarray(image.dataobj).max() <= 1000
+
+
+def test_the_folder_is_a_readable_data_set_that_says_it_is_synthetic(
+    model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    records = synthesize(out, model=str(model_3d), labels=labels_3d, num_samples=5, seed=3, **FAST)
+    dataset = read_dataset(out)
+    assert dataset.synthetic
+    assert [sample.case for sample in load_cases(dataset, dataset.cases)] == [f"synthetic_{i:05d}" for i in range(5)]
+    assert records == read_manifest(out / "manifest.jsonl")
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [Path(line["label"]["path"]).name for line in lines] == [f"case_{i % 3}.nii.gz" for i in range(5)]
+    assert len({line["seed"] for line in lines}) == 5
+    for line in lines:
+        assert line["synthetic"] is True
+        assert line["model_hash"] == Generator.from_pretrained(model_3d).weights_hash
+        assert (line["sampler"], line["num_inference_steps"], line["guidance_scale"]) == ("dpm++2m", 3, 1.5)
+        image = nib.load(out / "imagesTr" / f"{line['case']}_0000.nii.gz")
+        assert line["image_sha256"] == sha256_array(np.asarray(image.dataobj)[None].astype(np.int16))
+        assert line["shape"] == list(image.shape)
+        assert line["model_shape"] == [12, 10, 10] if line["index"] % 3 < 2 else [12, 12, 8]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "synthetic" in card
+    assert "5 taken from files" in card
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > 600
+    arguments = yaml.safe_load((out / "synthesize.yaml").read_text())
+    assert (arguments["num_samples"], arguments["seed"], arguments["label_source"]) == (5, 3, "files")
+
+
+def test_the_saved_arguments_are_a_config_that_gives_the_same_scans(
+    model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    from medgen.cli import parse
+
+    synthesize(tmp_path / "a", model=str(model_3d), labels=labels_3d, **FAST)
+    synthesize(
+        **parse("synthesize", ["--config", str(tmp_path / "a" / "synthesize.yaml"), "--output", str(tmp_path / "b")])
+    )
+    first, second = voxels(tmp_path / "a"), voxels(tmp_path / "b")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_generated_labels_lie_in_a_field_of_view_of_the_training_set(model_3d: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(out, model=str(model_3d), num_samples=4, **FAST)
+    shapes = set()
+    for record in read_manifest(out / "manifest.jsonl"):
+        label = nib.load(out / "labelsTr" / f"{record.case}.nii.gz")
+        shapes.add(label.shape)
+        assert "".join(nib.aff2axcodes(label.affine)) == "RAS"
+        assert np.allclose(label.header.get_zooms(), 1.0)
+        assert 1 in np.unique(label.dataobj)
+        assert set(np.unique(label.dataobj)) <= {0, 1, 2}
+        assert record.label["source"] == "generate"
+        assert record.label["attempt"] >= 1
+    assert shapes <= {(11, 9, 10), (8, 12, 7)}
+
+
+def test_generated_grids_keep_the_models_orientation_and_spacing(
+    make_generator: Callable[..., Generator], tmp_path: Path
+) -> None:
+    make_generator(3, orientation="LSA", spacing=(1.0, 2.0, 1.5), shapes=((10, 8, 12),)).save_pretrained(tmp_path / "m")
+    synthesize(tmp_path / "out", model=str(tmp_path / "m"), num_samples=1, **FAST)
+    label = nib.load(tmp_path / "out" / "labelsTr" / "synthetic_00000.nii.gz")
+    assert label.shape == (10, 8, 12)
+    assert "".join(nib.aff2axcodes(label.affine)) == "LSA"
+    assert np.allclose(label.header.get_zooms(), (1.0, 2.0, 1.5))
+
+
+def test_deformed_labels_are_new_and_keep_every_class(make_generator: Callable[..., Generator], tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    array = np.zeros((32, 32), dtype=np.uint8)
+    array[8:16, 8:24], array[16:24, 8:24] = 1, 2
+    Image.fromarray(array).save(labels / "a.png")
+    make_generator(2).save_pretrained(tmp_path / "m")
+    out = tmp_path / "out"
+    synthesize(out, model=str(tmp_path / "m"), labels=labels, label_source="deform", num_samples=3, **FAST)
+    made = [np.asarray(Image.open(path)) for path in sorted((out / "labelsTr").glob("*.png"))]
+    assert len({label.tobytes() for label in [array, *made]}) == 4
+    assert all(set(np.unique(label)) == {0, 1, 2} for label in made)
+    assert all("rotation" in record.label["deformation"] for record in read_manifest(out / "manifest.jsonl"))
+
+
+@pytest.mark.parametrize(("channels", "dtype", "mode"), [(1, "uint16", "I;16"), (3, "uint8", "RGB")])
+def test_pictures_are_written_as_png_of_the_training_sets_kind(
+    make_generator: Callable[..., Generator], tmp_path: Path, channels: int, dtype: str, mode: str
+) -> None:
+    make_generator(2, channels=channels, image_dtype=dtype).save_pretrained(tmp_path / "m")
+    synthesize(tmp_path / "out", model=str(tmp_path / "m"), num_samples=1, **FAST)
+    with Image.open(tmp_path / "out" / "imagesTr" / "synthetic_00000_0000.png") as picture:
+        assert picture.mode == mode
+        assert picture.size == (10, 12)
+    assert (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+def test_a_killed_run_continues_to_the_same_voxels(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = {"model": str(model_3d), "labels": labels_3d, "num_samples": 8, "batch_size": 3, **FAST}
+    arguments["num_inference_steps"] = 40
+    synthesize(whole, **arguments)
+    program = (
+        "import sys, json; from medgen.synthesis import synthesize; synthesize(sys.argv[1], **json.loads(sys.argv[2]))"
+    )
+    text = json.dumps({**arguments, "labels": str(labels_3d)})
+    process = subprocess.Popen([sys.executable, "-c", program, str(cut), text], stderr=subprocess.DEVNULL)
+    while not (cut / "manifest.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {record.case for record in read_manifest(cut / "manifest.jsonl")}
+    assert 1 <= len(finished) < 8
+    kept = {name: (cut / "labelsTr" / f"{name}.nii.gz").stat().st_mtime_ns for name in finished}
+    (cut / "imagesTr" / ".synthetic_00007_0000.nii.gz.99.partial").write_bytes(b"half")
+    with (cut / "manifest.jsonl").open("a") as manifest:
+        manifest.write('{"case": "synthetic_00007", "ind')
+    again = synthesize(cut, **arguments)
+    assert [record.image_sha256 for record in again] == [
+        r.image_sha256 for r in read_manifest(whole / "manifest.jsonl")
+    ]
+    assert {name: (cut / "labelsTr" / f"{name}.nii.gz").stat().st_mtime_ns for name in finished} == kept
+    assert sorted(path.name for path in cut.rglob("*")) == sorted(path.name for path in whole.rglob("*"))
+
+
+def test_a_damaged_scan_is_made_again(model_3d: Path, tmp_path: Path) -> None:
+    first = synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST)
+    victim = tmp_path / "out" / "imagesTr" / "synthetic_00001_0000.nii.gz"
+    victim.write_bytes(victim.read_bytes()[:50])
+    assert synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST) == first
+    assert sha256_array(np.asarray(nib.load(victim).dataobj)[None].astype(np.int16)) == first[1].image_sha256
+
+
+def test_two_processes_make_what_one_makes(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    arguments = {"model": str(model_3d), "labels": str(labels_3d), "num_samples": 6, "batch_size": 2, **FAST}
+    alone = synthesize(tmp_path / "alone", **{**arguments, "labels": labels_3d})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = (
+        "import sys, json; from medgen.synthesis import synthesize; synthesize(sys.argv[1], **json.loads(sys.argv[2]))"
+    )
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "both"), json.dumps(arguments)],
+            env={**common, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    together = read_manifest(tmp_path / "both" / "manifest.jsonl")
+    assert [record.case for record in together] == [record.case for record in alone]
+    for name, image in voxels(tmp_path / "alone").items():
+        assert np.abs(voxels(tmp_path / "both")[name].astype(int) - image).max() <= 1  # 1e-3 of the range
+
+
+def test_a_folder_of_another_run_is_refused_unless_overwritten(model_3d: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(out, model=str(model_3d), num_samples=1, **FAST)
+    before = (out / "manifest.jsonl").read_bytes()
+    with pytest.raises(BadInputError, match=r"expected an empty folder or the same run.*seed: 0 there, 1 now"):
+        synthesize(out, model=str(model_3d), num_samples=1, seed=1, **FAST)
+    assert (out / "manifest.jsonl").read_bytes() == before
+    synthesize(out, model=str(model_3d), num_samples=1, seed=1, overwrite=True, **FAST)
+    assert (out / "manifest.jsonl").read_bytes() != before
+
+
+def test_a_bad_label_map_stops_the_run_before_it_starts(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    bad = np.full((11, 9, 10), 7, dtype=np.uint8)
+    nib.save(nib.Nifti1Image(bad, np.eye(4)), labels_3d / "case_9.nii.gz")
+    with pytest.raises(BadInputError, match=r"case_9\.nii\.gz: expected label values 0 .*, got 7"):
+        synthesize(tmp_path / "out", model=str(model_3d), labels=labels_3d, **FAST)
+    assert not (tmp_path / "out").exists()
+
+
+def test_skipped_label_maps_are_listed_and_the_rest_is_made(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    (labels_3d / "case_1.nii.gz").write_bytes(b"no image")
+    out = tmp_path / "out"
+    records = synthesize(out, model=str(model_3d), labels=labels_3d, skip_bad=True, **FAST)
+    assert [Path(record.label["path"]).name for record in records] == ["case_0.nii.gz", "case_2.nii.gz"]
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [item["case"] for item in rejected] == ["case_1"]
+    assert "case_1.nii.gz" in rejected[0]["reason"]
+    assert "## Left out (1)" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_label_that_no_deformation_keeps_is_left_out_when_asked(
+    make_generator: Callable[..., Generator], tmp_path: Path
+) -> None:
+    make_generator(2).save_pretrained(tmp_path / "m")
+    (tmp_path / "labels").mkdir()
+    good, dust = np.zeros((32, 32), dtype=np.uint8), np.zeros((32, 32), dtype=np.uint8)
+    good[8:16, 8:24], good[16:24, 8:24] = 1, 2
+    dust[2::4, 2::4], dust[::4, ::4] = 1, 2  # single pixels everywhere: one of 100 is always lost
+    Image.fromarray(good).save(tmp_path / "labels" / "a.png")
+    Image.fromarray(dust).save(tmp_path / "labels" / "b.png")
+    arguments = {"model": str(tmp_path / "m"), "labels": tmp_path / "labels", "label_source": "deform", **FAST}
+    with pytest.raises(BadInputError, match=r"b\.png"):
+        synthesize(tmp_path / "strict", **arguments)
+    records = synthesize(tmp_path / "out", skip_bad=True, **arguments)
+    assert [record.case for record in records] == ["synthetic_00000"]
+    assert "synthetic_00001" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert synthesize(tmp_path / "out", skip_bad=True, **arguments) == records
+
+
+def test_a_model_without_label_generator_asks_for_labels(
+    make_generator: Callable[..., Generator], tmp_path: Path
+) -> None:
+    make_generator(3, label=False).save_pretrained(tmp_path / "m")
+    with pytest.raises(BadInputError, match=r"expected one with a label generator, got one without. Give --labels"):
+        synthesize(tmp_path / "out", model=str(tmp_path / "m"), num_samples=1, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 0}, "num_samples: expected at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"sampler": "ddim"}, "sampler: expected one of"),
+        ({"precision": "fp8"}, "precision: expected 'auto', 'fp32' or 'bf16', got 'fp8'"),
+        ({"label_source": "deform"}, "label_source 'deform': expected label files, got 0"),
+        ({"guidance_scale": -1.0}, "guidance_scale: expected a finite number"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_one_clear_error(
+    model_3d: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadInputError, match=message):
+        synthesize(tmp_path / "out", **{"model": str(model_3d), "num_samples": 1, **FAST, **change})

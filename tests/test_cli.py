@@ -1,0 +1,266 @@
+"""The command line, in process where it can be, in a process of its own where exit codes and streams matter."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import inspect
+import re
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from medgen import cli
+from medgen.types import BadInputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        batch_size: Scans a step.
+    """
+
+    batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan.
+
+    Attributes:
+        size: Voxels per axis.
+        denoiser: A stage.
+    """
+
+    size: tuple[int, ...] = (32, 32)
+    denoiser: Stage = field(default_factory=Stage)
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ValueError(f"size: expected at least 1 voxel per axis, got {self.size}.")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Gives `medgen train` a small function in place of training; the list fills with what it was called with.
+
+    A value in `calls` beforehand is an error that the function raises.
+    """
+    received: list[dict[str, object]] = []
+
+    def train(
+        data: Path,
+        output: Path,
+        *,
+        plan: Plan | None = None,
+        dry_run: bool = False,
+        stages: tuple[Literal["autoencoder", "denoiser"], ...] = ("autoencoder", "denoiser"),
+        device: Literal["auto", "cpu"] = "auto",
+        seed: int = 0,
+    ) -> None:
+        """Learn from a folder.
+
+        Args:
+            data: Folder of labelled scans.
+            output: Folder of the run.
+            plan: What to follow.
+            dry_run: Only show the plan.
+            stages: What to train.
+            device: Where.
+            seed: Root of all random draws.
+        """
+        if received and "raise" in received[0]:
+            raise received.pop()["raise"]
+        received.append(
+            {"data": data, "output": output, "plan": plan, "dry_run": dry_run, "stages": stages, "seed": seed}
+        )
+
+    module = types.ModuleType("stand_in")
+    module.train = train
+    monkeypatch.setitem(sys.modules, "stand_in", module)
+    monkeypatch.setitem(cli.COMMANDS, "train", cli.COMMANDS["train"]._replace(module="stand_in"))
+    return received
+
+
+REQUIRED = ["train", "--data", "scans", "--output", "run"]
+
+
+def test_arguments_reach_the_function_with_their_types(calls: list[dict[str, object]]) -> None:
+    assert cli.main([*REQUIRED, "--stages", "[denoiser]", "--seed", "3", "--plan.denoiser.batch_size", "2"]) == 0
+    assert calls == [
+        {
+            "data": Path("scans"),
+            "output": Path("run"),
+            "plan": Plan(denoiser=Stage(batch_size=2)),
+            "dry_run": False,
+            "stages": ("denoiser",),
+            "seed": 3,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["--dry_run"], ["--dry_run", "--seed", "1"], ["--dry_run", "true"], ["--dry_run=true"]]
+)
+def test_a_switch_needs_no_value(words: list[str], calls: list[dict[str, object]]) -> None:
+    assert cli.main([*REQUIRED, *words]) == 0
+    assert calls[0]["dry_run"] is True
+
+
+def test_a_config_file_fills_the_arguments_and_the_line_overrides_it(
+    calls: list[dict[str, object]], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: a\noutput: b\nseed: 5\nplan: {size: [8, 8, 8], denoiser: {batch_size: 1}}\n")
+    assert cli.main(["train", "--config", str(config), "--output", "c"]) == 0
+    assert (calls[0]["data"], calls[0]["output"], calls[0]["seed"]) == (Path("a"), Path("c"), 5)
+    assert calls[0]["plan"] == Plan(size=(8, 8, 8), denoiser=Stage(batch_size=1))
+
+
+def test_a_plan_is_read_from_its_own_file(calls: list[dict[str, object]], tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("size: [8, 8]\n")
+    assert cli.main([*REQUIRED, "--plan", str(plan)]) == 0
+    assert calls[0]["plan"] == Plan(size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("dta: a\n", "unknown key 'dta'. Did you mean 'data'?"),
+        ("plan: {denoiser: {batchsize: 2}}\n", "unknown key 'batchsize'. Did you mean 'batch_size'?"),
+        ("seed: many\n", 'Parser key "seed": Expected a int. Got value: many.'),
+        ("plan: [\n", "Problems parsing config"),
+        ("plan: {size: [0, 8]}\n", "size: expected at least 1 voxel per axis, got (0, 8)."),
+    ],
+)
+def test_a_bad_config_file_is_one_line_that_names_file_and_key(
+    text: str, complaint: str, calls: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert cli.main([*REQUIRED, "--config", str(config)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"medgen train: {config}: ")
+    assert complaint in message
+    assert message.count("\n") == 1
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--outptu", "x"], "medgen train: unknown key 'outptu'. Did you mean 'output'?"),
+        (["--dry-run"], "medgen train: unknown key 'dry-run'. Did you mean 'dry_run'?"),
+        (["--plan.denoiser.batchsize", "1"], "Did you mean 'batch_size'?"),
+        (["--device", "gpu"], "Expected one of ['auto', 'cpu']. Got value: gpu."),
+        (["--config", "absent.yaml"], "absent.yaml: expected a YAML file, got no such file."),
+        (["--plan", "absent.yaml"], "absent.yaml: expected a YAML file, got no such file."),
+        (["stray"], "unrecognized arguments: stray. See `medgen train --help`."),
+    ],
+)
+def test_a_bad_line_is_one_line_that_says_what_was_meant(
+    words: list[str], complaint: str, calls: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*REQUIRED, *words]) == 2
+    message = capsys.readouterr().err
+    assert complaint in message
+    assert message.count("\n") == 1
+    assert not calls
+
+
+def test_a_missing_argument_is_named(calls: list[dict[str, object]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--data", "scans"]) == 2
+    assert "the following arguments are required: output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            BadInputError("a.nii: expected 1 channel, got 2.\nGive one."),
+            2,
+            "a.nii: expected 1 channel, got 2. Give one.",
+        ),
+        (KeyboardInterrupt(), 130, "stopped. Run the same command again: it continues from the last checkpoint."),
+        (MemoryError(), 1, "out of memory. In the plan, lower batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "lower batch_size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 1, "lower batch_size"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "run/model.safetensors"),
+            1,
+            "run/model.safetensors: No space",
+        ),
+    ],
+    ids=["bad input", "interrupt", "memory", "memory on the CPU", "memory on a GPU", "full disk"],
+)
+def test_a_foreseen_failure_is_one_line_with_its_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    calls: list[dict[str, object]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls.append({"raise": error})
+    assert cli.main(REQUIRED) == code
+    message = capsys.readouterr().err
+    assert line in message
+    assert len(message.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "gone"), TypeError("x")]
+)
+def test_a_defect_keeps_its_traceback(error: Exception, calls: list[dict[str, object]]) -> None:
+    calls.append({"raise": error})
+    with pytest.raises(type(error)):
+        cli.main(REQUIRED)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_explains_every_argument_in_the_words_of_the_docstring(name: str) -> None:
+    function = cli._function(name)
+    text = " ".join(cli.command_parser(name).format_help().split())
+    for argument in inspect.signature(function).parameters:
+        described = re.search(rf"^ +{argument}: (\S+ \S+)", function.__doc__ or "", flags=re.M)
+        assert described, f"{name}: the docstring does not explain {argument}"
+        shown = re.search(rf"--{argument}[ ,](?:(?! --\w+ ).)*?{re.escape(described[1])}", text)
+        assert shown, f"medgen {name} --help: {argument}"
+    assert " ".join(cli.COMMANDS[name].examples.split()) in text
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_examples_in_the_help_are_accepted(name: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    for line in cli.COMMANDS[name].examples.splitlines():
+        program, command, *words = line.split()
+        assert (program, command) == ("medgen", name)
+        cli.parse(name, words)
+
+
+def test_an_unknown_key_of_the_real_functions_is_refused() -> None:
+    for name in cli.COMMANDS:
+        with pytest.raises(argparse.ArgumentError, match="--no_such_key"):
+            cli.parse(name, ["--no_such_key", "1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "stream", "text"),
+    [
+        (["--help"], 0, "stdout", "synthesize  labelled synthetic scans"),
+        (["--version"], 0, "stdout", "medgen 0."),
+        ([], 2, "stderr", "required: COMMAND"),
+        (["trian"], 2, "stderr", "invalid choice: 'trian'"),
+    ],
+)
+def test_the_program_answers_without_a_command(words: list[str], code: int, stream: str, text: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "medgen", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert text in getattr(done, stream)

@@ -1,0 +1,96 @@
+"""The house rules that a machine can check: style, types, docstrings, layers, public names, cheap import."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import medgen
+
+PUBLIC_NAMES = [
+    "BadInputError",
+    "Case",
+    "Dataset",
+    "Generator",
+    "Grid",
+    "Plan",
+    "Sample",
+    "__version__",
+    "evaluate",
+    "load_case",
+    "load_cases",
+    "read_dataset",
+    "synthesize",
+    "train",
+]
+
+# Users' scripts and YAML files call these arguments by name: taking one away breaks them.
+ARGUMENTS = {
+    "train": "data output plan dry_run skip_bad stages max_steps device seed",
+    "synthesize": (
+        "output model labels label_source num_samples batch_size seed sampler sampler_spacing num_inference_steps "
+        "guidance_scale precision device max_memory_gb skip_bad overwrite replay"
+    ),
+    "evaluate": "real synthetic output extractor seed skip_bad",
+    "read_dataset": "folder",
+    "load_case": "case dataset",
+    "load_cases": "dataset cases skip_bad",
+}
+
+TOOLS = [
+    ["ruff", "check", "."],
+    ["ruff", "format", "--check", "."],
+    ["mypy"],
+    ["pydoclint", "medgen"],
+    ["lint-imports", "--no-cache"],
+]
+
+
+@pytest.mark.parametrize("command", TOOLS, ids=" ".join)
+def test_the_tree_passes(command: list[str], repository: Path) -> None:
+    program = shutil.which(command[0], path=sysconfig.get_path("scripts")) or shutil.which(command[0])
+    if program is None:
+        pytest.fail(f'{command[0]} is not installed: python -m pip install -e ".[test]"')
+    done = subprocess.run([program, *command[1:]], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+def test_importing_medgen_and_its_command_line_imports_no_heavy_package() -> None:
+    program = (
+        "import json, sys, medgen, medgen.cli; medgen.cli._root_parser(); "
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"torch", "monai", "diffusers", "accelerate", "numpy", "scipy", "matplotlib", "huggingface_hub"}
+    assert heavy.isdisjoint(json.loads(done.stdout))
+
+
+def test_public_names_are_these() -> None:
+    assert medgen.__all__ == PUBLIC_NAMES
+    assert set(medgen._HOME) | {"__version__"} == set(PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC_NAMES if not name.startswith("_")])
+def test_public_name_is_found_and_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(medgen, name))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_public_function_keeps_its_arguments(name: str) -> None:
+    parameters = inspect.signature(getattr(medgen, name)).parameters
+    expected = ARGUMENTS[name].split()
+    positional = [key for key, value in parameters.items() if value.kind is value.POSITIONAL_OR_KEYWORD]
+    assert positional == expected[: len(positional)]
+    assert set(expected) <= set(parameters)
+
+
+def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'synthesise'; public names: BadInputError, .*synthesize"):
+        medgen.synthesise  # noqa: B018

@@ -1,0 +1,222 @@
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from medgen.data.dataset import load_case, read_dataset, split_cases
+from medgen.data.export import write_case, write_dataset_json
+from medgen.evaluation import evaluate
+from medgen.types import BadInputError, Grid
+
+QUICK = {"image_size": 32, "num_subsets": 2, "num_pairs": 4, "slices_per_plane": 2, "device": "cpu"}
+
+
+def _scan(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A bright ball on a textured ground, and its label."""
+    draw = np.random.default_rng(seed)
+    center = np.array(shape) / 2 + draw.uniform(-2, 2, len(shape))
+    distance = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(np.indices(shape), center, strict=True)))
+    label = (distance < min(shape) / 4).astype(np.int16)
+    image = 60 + 80 * label + 25 * gaussian_filter(draw.standard_normal(shape), 0.8)
+    return image.clip(0, 255).astype(np.float32), label
+
+
+def _folder(
+    root: Path, seeds: range, shape: tuple[int, ...], *, blur: float = 0, scale: float = 1, same_label: bool = False
+) -> Path:
+    """A synthetic set as ``medgen synthesize`` writes it."""
+    grid = Grid(shape, np.eye(4), known=len(shape) == 3)
+    (root / "imagesTr").mkdir(parents=True)
+    (root / "labelsTr").mkdir()
+    kind, ending = ("float32", ".nii.gz") if len(shape) == 3 else ("uint8", ".png")
+    for seed in seeds:
+        image, label = _scan(seed, shape)
+        image = gaussian_filter(image, blur) * scale
+        label = _scan(0, shape)[1] if same_label and seed % 2 else label
+        scan = torch.from_numpy(image)[None]
+        write_case(root, f"case_{seed:03d}", scan, torch.from_numpy(label), grid, image_dtype=kind)
+    write_dataset_json(
+        root, class_names={0: "background", 1: "ball"}, channel_names={0: "MR"}, num_training=len(seeds), ending=ending
+    )
+    return root
+
+
+def _real(
+    root: Path, seeds: range, shape: tuple[int, ...], *, split: bool = True, groups: dict[int, str] | None = None
+) -> Path:
+    """A real set with metadata.csv; every third scan is for validation."""
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    ending = ".nii.gz" if len(shape) == 3 else ".png"
+    with open(root / "metadata.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "image", "label", "group", "split"])
+        for seed in seeds:
+            image, label = _scan(seed, shape)
+            names = [f"{folder}/r{seed:03d}{ending}" for folder in ("images", "labels")]
+            for name, array in zip(names, (image, label), strict=True):
+                if ending == ".png":
+                    Image.fromarray(array.astype(np.uint8)).save(root / name)
+                else:
+                    nib.save(nib.Nifti1Image(array, np.eye(4)), root / name)
+            group = (groups or {}).get(seed, f"p{seed}")
+            table.writerow([f"r{seed:03d}", *names, group, ("val" if seed % 3 == 0 else "train") if split else ""])
+    return root
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _real(tmp_path_factory.mktemp("real") / "set", range(12), (32, 32))
+
+
+@pytest.fixture(scope="module")
+def real_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _real(tmp_path_factory.mktemp("volumes") / "set", range(9), (24, 28, 26))
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _folder(tmp_path_factory.mktemp("synthetic") / "set", range(100, 106), (32, 32), same_label=True)
+
+
+def test_writes_a_report_with_equal_counts_and_everything_needed_to_repeat_it(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    report = evaluate(real, synthetic, tmp_path / "report", **QUICK)
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+    assert min(Image.open(tmp_path / "report" / "report.png").size) > 500
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.png"]
+    distance = report["frechet_distance"]
+    assert (report["real"]["train"], report["real"]["val"], report["synthetic"]["scans"]) == (8, 4, 6)
+    assert (distance["n"], distance["d"]) == (4, 1280)
+    assert distance["ratio_to_floor"] == pytest.approx(
+        distance["synthetic_to_val"]["median"] / distance["floor"]["median"]
+    )
+    assert report["synthetic"]["marked_synthetic"] is True
+    assert any("less than d = 1280" in warning for warning in report["warnings"])
+    assert report["extractor"]["weights_sha256"].startswith("57934424")
+    assert report["extractor"]["preprocessing"]["image_size"] == 32
+    assert {"medgen", "torch", "numpy"} & set(report["runtime"]["versions"])
+
+
+def test_the_same_seed_gives_the_same_report_and_a_finished_report_is_kept(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    first = evaluate(real, synthetic, tmp_path, seed=3, **QUICK)
+    with pytest.raises(BadInputError, match=r"pass --overwrite"):
+        evaluate(real, synthetic, tmp_path, seed=3, **QUICK)
+    assert evaluate(real, synthetic, tmp_path, seed=3, overwrite=True, **QUICK) == first
+
+
+def test_scans_of_one_label_map_are_paired_with_each_other(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    similarity = evaluate(real, synthetic, tmp_path, **QUICK)["ms_ssim"]
+    # Seeds 101, 103 and 105 share a label: three pairs.
+    assert similarity["synthetic_one_label"]["labels"] == 1
+    assert similarity["synthetic_one_label"]["pairs"] == 3
+    assert similarity["scales"] == 2
+    assert similarity["synthetic"]["minus_real"] == pytest.approx(
+        similarity["synthetic"]["mean"] - similarity["real"]["mean"]
+    )
+
+
+def test_copies_of_one_scan_show_as_no_diversity(real: Path, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "set", range(100, 103), (32, 32))
+    for path in (folder / "imagesTr").iterdir():
+        path.write_bytes((folder / "imagesTr" / "case_100_0000.png").read_bytes())
+    similarity = evaluate(real, folder, tmp_path / "report", **QUICK)["ms_ssim"]
+    assert similarity["synthetic"]["mean"] == pytest.approx(1, abs=1e-5)
+    assert similarity["real"]["mean"] < 0.9
+
+
+def test_volumes_of_another_unit_and_orientation_score_the_same(real_volumes: Path, tmp_path: Path) -> None:
+    plain = _folder(tmp_path / "plain", range(100, 104), (24, 28, 26))
+    other = _folder(tmp_path / "other", range(100, 104), (24, 28, 26), scale=1000)
+    for path in sorted(other.glob("*/*.nii.gz")):
+        image = nib.load(path)
+        turned = image.as_reoriented(nib.orientations.axcodes2ornt(("L", "S", "P")))
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
+    first, second = (
+        evaluate(real_volumes, folder, tmp_path / f"report_{folder.name}", **QUICK) for folder in (plain, other)
+    )
+    assert list(first["frechet_distance"]["floor"]["views"]) == ["sagittal", "coronal", "axial"]
+    expected = first["frechet_distance"]["synthetic_to_val"]["median"]
+    assert second["frechet_distance"]["synthetic_to_val"]["median"] == pytest.approx(expected, rel=1e-4)
+    assert second["ms_ssim"]["synthetic"]["mean"] == pytest.approx(first["ms_ssim"]["synthetic"]["mean"], rel=1e-4)
+
+
+def test_without_a_split_the_halves_keep_each_patient_whole(synthetic: Path, tmp_path: Path) -> None:
+    groups = {seed: "one" if seed < 7 else "two" for seed in range(10)}
+    folder = _real(tmp_path / "real", range(10), (32, 32), split=False, groups=groups)
+    report = evaluate(folder, synthetic, tmp_path / "report", **QUICK)
+    assert report["real"]["split"] == "random halves, patient by patient"
+    assert sorted((report["real"]["train"], report["real"]["val"])) == [3, 7]
+    assert report["frechet_distance"]["n"] == 3
+
+
+def test_refuses_sets_of_different_dimension(real: Path, real_volumes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"expected 2D scans as in .*, got 3D"):
+        evaluate(real, real_volumes, tmp_path / "report", **QUICK)
+    assert not (tmp_path / "report").exists()
+
+
+def test_refuses_sets_of_different_channels(real: Path, tmp_path: Path) -> None:
+    color = _real(tmp_path / "color", range(4), (32, 32))
+    for path in (color / "images").iterdir():
+        Image.merge("RGB", [Image.open(path)] * 2 + [Image.new("L", (32, 32), 9)]).save(path)
+    with pytest.raises(BadInputError, match=r"expected 1 channel\(s\) as in .*, got 3"):
+        evaluate(real, color, tmp_path / "report", **QUICK)
+
+
+def test_a_constant_scan_is_refused_by_name_or_skipped_and_listed(real: Path, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "set", range(100, 104), (32, 32))
+    Image.new("L", (32, 32), 7).save(folder / "imagesTr" / "case_101_0000.png")
+    with pytest.raises(BadInputError, match=r"case_101"):
+        evaluate(real, folder, tmp_path / "report", **QUICK)
+    report = evaluate(real, folder, tmp_path / "report", skip_bad=True, **QUICK)
+    assert report["synthetic"]["scans"] == 3
+    assert [(item["set"], item["case"]) for item in report["rejected"]] == [("synthetic", "case_101")]
+    assert "constant" in report["rejected"][0]["reason"]
+
+
+def test_refuses_a_single_scan_unknown_extractors_and_a_file_as_output(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match="at least 2 usable synthetic scans, got 1"):
+        evaluate(real, _folder(tmp_path / "one", range(100, 101), (32, 32)), tmp_path / "report", **QUICK)
+    with pytest.raises(BadInputError, match="got 'inception'"):
+        evaluate(real, synthetic, tmp_path / "report", extractor="inception")
+    with pytest.raises(BadInputError, match="num_pairs: expected at least 1, got 0"):
+        evaluate(real, synthetic, tmp_path / "report", num_pairs=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInputError, match="got a file"):
+        evaluate(real, synthetic, tmp_path / "file")
+
+
+def test_real_scans_lie_at_the_floor_and_blurred_ones_above_it(real_data: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(real_data / "cardiac_acdc")
+    train, val = split_cases(dataset)
+    real = tmp_path / "real"
+    (real / "images").mkdir(parents=True)
+    chosen = train[: 16 * 12 : 16] + val[::8]
+    for case in chosen:
+        (real / "images" / case.images[0].name).write_bytes(case.images[0].read_bytes())
+    for name, cases in (("train.txt", train), ("val.txt", val)):
+        (real / name).write_text("".join(f"{case.case}\n" for case in cases if case in chosen))
+    ratios = []
+    for blur in (0.0, 2.0):
+        folder = tmp_path / f"blur_{blur}"
+        (folder / "images").mkdir(parents=True)
+        for case in train[8 : 16 * 12 : 16]:
+            image = load_case(case, dataset).image
+            pixels = gaussian_filter(image[0].numpy(), blur).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / case.images[0].name)
+        report = evaluate(real, folder, tmp_path / f"report_{blur}", image_size=128, num_pairs=1, num_subsets=3)
+        ratios.append(report["frechet_distance"]["ratio_to_floor"])
+    assert ratios[0] < 1.3
+    assert ratios[1] > ratios[0] + 0.15

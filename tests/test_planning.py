@@ -1,0 +1,356 @@
+"""Plans: made from folders of every kind, written for people, read back exactly, and refused where they cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from medgen import cli, fingerprint
+from medgen.data.dataset import RGB, Dataset, read_dataset
+from medgen.data.intensity import Normalization
+from medgen.data.io import write_image
+from medgen.fingerprint import Machine
+from medgen.networks import Autoencoder, Denoiser
+from medgen.planning import (
+    STAGES,
+    Plan,
+    check_plan,
+    make_plan,
+    network_arguments,
+    read_plan,
+    summarize_plan,
+    write_plan,
+)
+from medgen.types import BadInputError, Grid
+
+CONFIGS = ("hippocampus_3d.yaml", "cardiac_2d.yaml", "nuclei_2d_rgb.yaml")
+
+
+def _label(shape: tuple[int, ...]) -> np.ndarray:
+    label = np.zeros(shape, dtype=np.uint8)
+    label[tuple(slice(n // 4, n // 2) for n in shape)] = 1
+    return label
+
+
+def _picture(folder: Path, case: str, array: np.ndarray, *, labelled: bool = True) -> None:
+    """A PNG of ``array (H, W)`` or ``(H, W, 3)``, 8 or 16 bits, with a label."""
+    for name in ("images", "labels")[: 1 + labelled]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    image = torch.from_numpy(array.astype(np.float32))
+    image = image[None] if image.ndim == 2 else image.movedim(-1, 0)
+    grid = Grid(shape=array.shape[:2], affine=np.eye(4), known=False)
+    write_image(folder / "images" / f"{case}.png", image, grid, dtype=str(array.dtype))
+    if labelled:
+        Image.fromarray(_label(array.shape[:2])).save(folder / "labels" / f"{case}.png")
+
+
+def _volume(folder: Path, case: str, array: np.ndarray, affine: np.ndarray) -> None:
+    for name, voxels in (("imagesTr", array), ("labelsTr", _label(array.shape))):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(voxels, affine), folder / name / f"{case}.nii.gz")
+
+
+def _declare(folder: Path, modality: str) -> Dataset:
+    """An MSD ``dataset.json`` for the volumes in a folder."""
+    names = sorted(path.name for path in (folder / "imagesTr").iterdir())
+    training = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+    content = {"modality": {"0": modality}, "labels": {"0": "background", "1": "organ"}, "training": training}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return read_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def gray(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder, rng = tmp_path_factory.mktemp("gray"), np.random.default_rng(0)
+    for index in range(6):
+        _picture(folder, f"c{index}", rng.integers(0, 256, (60, 50)).astype(np.uint8), labelled=index > 0)
+    return read_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def gray_plan(gray: Dataset) -> Plan:
+    return make_plan(gray, device="cpu")
+
+
+def test_gray_pictures_get_a_small_compression_and_their_own_type(gray_plan: Plan) -> None:
+    assert gray_plan.spatial_dims == 2
+    assert gray_plan.size == (64, 56)  # 60 x 50, up to multiples of compression 2 times the 4 of three U-Net levels
+    assert gray_plan.compression == 2
+    assert (gray_plan.spacing, gray_plan.orientation) == (None, None)
+    assert gray_plan.normalization == Normalization("percentile", 0.5, 99.5)
+    assert gray_plan.image_dtype == "uint8"
+    assert gray_plan.class_names == {0: "background", 1: "class_1"}
+    assert gray_plan.label is not None
+
+
+def test_scans_without_label_are_counted_and_said(gray_plan: Plan) -> None:
+    assert gray_plan.fingerprint["cases"] == 6
+    assert gray_plan.fingerprint["labelled_cases"] == 5
+    assert "1 scan(s) have no label map and are not used for training" in gray_plan.fingerprint["notes"]
+
+
+def test_a_folder_without_any_label_is_refused(tmp_path: Path) -> None:
+    _picture(tmp_path, "a", np.arange(64, dtype=np.uint8).reshape(8, 8), labelled=False)
+    with pytest.raises(BadInputError, match=r"expected scans with label maps, got 1 scan\(s\) without"):
+        make_plan(read_dataset(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_colors_share_one_window_and_gray_pictures_among_them_are_said(dtype: type, top: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        _picture(tmp_path, f"c{index}", rng.integers(0, top + 1, (40, 40, 3)).astype(dtype))
+    _picture(tmp_path, "gray", rng.integers(0, top + 1, (40, 40)).astype(dtype))
+    plan = make_plan(read_dataset(tmp_path), device="cpu")
+    assert plan.channel_names == RGB
+    assert plan.normalization == Normalization("window", 0, top, per_channel=False)
+    assert plan.image_dtype == np.dtype(dtype).name
+    assert any("1 gray and 3 RGB images" in note for note in plan.fingerprint["notes"])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """MR volumes of two spacings, some stored in another order of axes."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    for index in range(5):
+        spacing = np.array([1, 1, 1.5]) if index < 3 else np.array([0.8, 0.8, 3])
+        shape = tuple(np.round(np.array([32, 40, 30]) / spacing).astype(int))
+        array, affine = rng.random(shape).astype(np.float32), np.diag([*spacing, 1])
+        if index % 2:
+            array, affine = array.transpose(2, 0, 1), affine[:, [2, 0, 1, 3]]
+        _volume(folder, f"c{index}", array, affine)
+    return _declare(folder, "MRI")
+
+
+def test_mixed_spacings_are_resampled_to_their_median_in_the_model_axis_order(mixed: Dataset) -> None:
+    plan = make_plan(mixed, device="cpu")
+    canonical = [nib.as_closest_canonical(nib.load(case.images[0])) for case in mixed.cases]
+    spacing = np.median([image.header.get_zooms() for image in canonical], axis=0)
+    extent = np.median([np.array(image.shape) * image.header.get_zooms() for image in canonical], axis=0)
+    np.testing.assert_allclose(plan.spacing, spacing, rtol=1e-3)
+    assert plan.size == tuple(math.ceil(round(n) / 8) * 8 for n in extent / spacing)
+    assert plan.orientation == "RAS"
+    assert plan.modality == "MR"
+    assert any("resampled to the median" in note for note in plan.fingerprint["notes"])
+
+
+def test_floats_of_a_narrow_range_stay_floats(mixed: Dataset) -> None:
+    assert make_plan(mixed, device="cpu").image_dtype == "float32"
+
+
+@pytest.mark.parametrize("modality", ["CT", "unknown scanner", "image"])
+def test_ct_numbers_get_a_window_in_hu(modality: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.choice([-1024, -700, -90, 40, 60, 420], (24, 24, 16)).astype(np.int16) for _ in range(3)]
+    for index, array in enumerate(arrays):
+        _volume(tmp_path, f"c{index}", array, np.eye(4))
+    dataset = dataclasses.replace(_declare(tmp_path, modality), modality=None if modality == "image" else modality)
+    plan = make_plan(dataset, device="cpu")
+    if modality == "unknown scanner":  # a name that says something else is believed
+        assert plan.normalization == Normalization()
+        return
+    assert plan.normalization.method == "window"
+    assert plan.normalization.low == -1000  # air, and nothing below it
+    assert np.percentile(arrays, 99.5) <= plan.normalization.high <= np.percentile(arrays, 99.5) + 50
+    assert plan.image_dtype == "int16"
+    assert any("look like CT" in note for note in plan.fingerprint["notes"]) == (modality == "image")
+
+
+def test_pictures_that_are_mostly_empty_are_normalized_from_lowest_to_highest(tmp_path: Path) -> None:
+    array = np.zeros((64, 64), dtype=np.uint8)
+    array[0, :4] = 200
+    for index in range(2):
+        _picture(tmp_path, f"c{index}", array)
+    plan = make_plan(read_dataset(tmp_path), device="cpu")
+    assert plan.normalization == Normalization("percentile", 0, 100)
+
+
+def test_scans_too_large_for_a_cpu_are_coarsened_then_cropped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = np.broadcast_to(rng.integers(0, 200, (150, 1, 60)).astype(np.uint8), (150, 150, 60))
+    for index in range(2):
+        _volume(tmp_path / "volumes", f"c{index}", array, np.diag([0.7, 0.7, 3, 1]))
+        _picture(tmp_path / "pictures", f"c{index}", np.tile(array[..., 0], (4, 3)))
+    plan = make_plan(_declare(tmp_path / "volumes", "MRI"), device="cpu")
+    assert plan.spacing is not None
+    assert 0.7 < plan.spacing[0] == plan.spacing[1] < 1.4
+    assert plan.spacing[2] == 3  # thick slices stay as they are
+    assert all(n * length >= full for n, length, full in zip(plan.size, plan.spacing, (105, 105, 180), strict=True))
+    flat = make_plan(read_dataset(tmp_path / "pictures"), device="cpu")
+    assert flat.size == (256, 256)
+    assert "scans of 600 x 450 voxels are learned in crops, to train in reasonable time" in flat.fingerprint["notes"]
+
+
+def test_a_gpu_gets_wider_networks_and_little_memory_narrower_ones_then_smaller_batches(
+    gray: Dataset, gray_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = []
+    for memory in (80.0, 0.6, 0.02):
+        machine = Machine("cuda", "a GPU", 8, memory, True)
+        monkeypatch.setattr(fingerprint, "read_machine", lambda device, machine=machine: machine)
+        plans.append(make_plan(gray).denoiser)
+    wide, tight, tiny = plans
+    assert wide.channels > gray_plan.denoiser.channels
+    assert wide.channels > tight.channels
+    assert (wide.batch_size, wide.gradient_checkpointing) == (8, False)
+    assert (tiny.batch_size, tiny.gradient_checkpointing) == (1, True)
+
+
+def test_the_batch_is_shared_by_all_processes(gray: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    plan = make_plan(gray, device="cpu")
+    assert all(getattr(plan, stage).batch_size % 3 == 0 for stage in STAGES)
+
+
+def test_a_plan_read_back_is_the_same_plan_for_python_and_for_the_command_line(
+    gray_plan: Plan, mixed: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.yaml"
+    awkward = dataclasses.replace(
+        make_plan(mixed, device="cpu"), name="yes: 1e-4 # no", modality="null", label=None, autoencoder=None
+    )
+    for plan in (gray_plan, awkward):
+        write_plan(plan, path)
+        assert read_plan(path) == plan
+        assert cli.parse("train", ["--config", str(path), "--data", "D", "--output", "O"])["plan"] == plan
+        assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_every_section_of_the_file_says_what_it_does(gray_plan: Plan, tmp_path: Path) -> None:
+    write_plan(gray_plan, tmp_path / "plan.yaml")
+    lines = (tmp_path / "plan.yaml").read_text().splitlines()
+    for section in ("normalization", "autoencoder", "denoiser", "label", "fingerprint"):
+        assert lines[lines.index(f"  {section}:") - 1].startswith("  # ")
+    assert any(line.startswith("    learning_rate: ") and "# Peak rate of AdamW" in line for line in lines)
+    assert max(map(len, lines)) <= 120
+
+
+def test_an_edit_changes_what_it_says_and_nothing_else(gray_plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    write_plan(gray_plan, path)
+    text = path.read_text()
+    path.write_text(text.replace("kl_weight: 0.0001", "kl_weight: 2e-5"))
+    assert gray_plan.autoencoder is not None
+    expected = dataclasses.replace(gray_plan.autoencoder, kl_weight=2e-5)
+    assert read_plan(path) == dataclasses.replace(gray_plan, autoencoder=expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sise": [8, 8]}, "unknown key 'sise'. Did you mean 'size'?"),
+        ({"denoiser": {"batchsize": 2}}, "unknown key 'denoiser.batchsize'. Did you mean 'batch_size'?"),
+        ({"denoiser": {"objective": {"zzz": 2}}}, "unknown key 'denoiser.objective.zzz'. Known here: prediction,"),
+        ({"denoiser": {"steps": "many"}}, 'key "plan.denoiser.steps": Expected a int. Got value: many'),
+        ({"precision": "fp8"}, "plan.precision"),
+        ({"spatial_dims": 4}, "spatial_dims: expected 2 or 3, got 4."),
+        ({"size": [64, 55]}, "size: expected multiples of 2 (the compression of the autoencoder), got [64, 55]. "),
+        ({"label_stride": 16}, "size: expected multiples of 16 (label_stride), got [64, 56]. Set it to [64, 64]."),
+        ({"size": [64, 56, 8]}, "size: expected 2 positive numbers of voxels"),
+        ({"spacing": [1, 0]}, "spacing: expected 2 positive lengths in mm"),
+        ({"class_names": {1: "a"}}, "class_names: expected 0 (the background)"),
+        ({"autoencoder": {"patch_size": [128, 8]}}, "autoencoder.patch_size: expected at most size [64, 56]"),
+        ({"autoencoder": {"patch_size": [32, 31]}}, "autoencoder.patch_size: expected multiples of 2"),
+        ({"denoiser": {"attention_levels": [True]}}, "denoiser.attention_levels: expected one value for each of the 3"),
+        ({"denoiser": {"steps": 0}}, "denoiser.steps: expected 1 or more, got 0."),
+        ({"normalization": {"low": 3, "high": 1}}, "normalization: expected low < high"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_with_file_and_key(
+    change: dict[str, object], complaint: str, gray_plan: Plan, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.yaml"
+    write_plan(gray_plan, path)
+    content = yaml.safe_load(path.read_text())
+    for key, value in change.items():
+        if isinstance(value, dict) and key != "class_names":
+            for inner, item in value.items():
+                old = content["plan"][key].get(inner)
+                content["plan"][key][inner] = {**old, **item} if isinstance(old, dict) else item
+        else:
+            content["plan"][key] = value
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(BadInputError) as error:
+        read_plan(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("plan: [", "expected a YAML file"), ("name: x", "expected the key `plan`"), ("", "expected the key `plan`")],
+)
+def test_a_file_that_is_no_plan_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInputError, match=f"{path.name}: {complaint}"):
+        read_plan(path)
+    with pytest.raises(BadInputError, match=r"absent\.yaml: expected a YAML file with a training plan"):
+        read_plan(tmp_path / "absent.yaml")
+
+
+def test_a_plan_for_other_data_is_refused(gray: Dataset, gray_plan: Plan, mixed: Dataset) -> None:
+    check_plan(gray_plan, gray)
+    with pytest.raises(BadInputError, match=r"expected 2D scans as in the plan, got 3D ones"):
+        check_plan(gray_plan, mixed)
+    with pytest.raises(BadInputError, match=r"expected 3 channel\(s\) \(R, G, B\) as in the plan, got 1 \(image\)"):
+        check_plan(dataclasses.replace(gray_plan, channel_names=dict(RGB)), gray)
+    more = dataclasses.replace(gray, class_names={**gray.class_names, 2: "tumor"})
+    with pytest.raises(BadInputError, match=r"got \{2: 'tumor'\} too. Add them to class_names"):
+        check_plan(gray_plan, more)
+
+
+def test_networks_that_cannot_be_built_are_refused_before_training(gray: Dataset, gray_plan: Plan) -> None:
+    odd = dataclasses.replace(gray_plan.denoiser, channels=(31, 62, 93))
+    with pytest.raises(BadInputError, match=r"denoiser: expected a network that can be built, got: "):
+        check_plan(dataclasses.replace(gray_plan, denoiser=odd), gray)
+
+
+def test_the_summary_counts_the_parameters_of_the_real_networks(gray: Dataset, gray_plan: Plan) -> None:
+    text = summarize_plan(gray_plan, gray, device="cpu")
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    for stage in STAGES:
+        network = Autoencoder if stage == "autoencoder" else Denoiser
+        count = sum(p.numel() for p in network(**network_arguments(gray_plan, stage)).parameters())
+        assert float(rows[stage][1]) == pytest.approx(count / 1e6, abs=0.005)
+    assert "4 scans for training, 1 for validation, 1 left out" in text
+    assert "just timed on this machine" in text
+
+
+def test_a_longer_time_gives_no_shorter_training(gray: Dataset, gray_plan: Plan) -> None:
+    longer = make_plan(gray, device="cpu", hours=15)
+    assert longer.denoiser.channels >= gray_plan.denoiser.channels
+    assert longer.denoiser.steps * sum(longer.denoiser.channels) >= gray_plan.denoiser.steps * sum(
+        gray_plan.denoiser.channels
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_is_a_whole_command(name: str, repository: Path) -> None:
+    arguments = cli.parse("train", ["--config", str(repository / "configs" / name)])
+    assert {"data", "output", "plan"} <= set(arguments)
+    assert read_plan(repository / "configs" / name) == arguments["plan"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_fits_its_real_data(name: str, repository: Path, real_data: Path) -> None:
+    arguments = cli.parse("train", ["--config", str(repository / "configs" / name)])
+    check_plan(arguments["plan"], read_dataset(real_data / arguments["data"].name))
+
+
+def test_the_hippocampus_plan_follows_from_the_real_volumes(real_data: Path) -> None:
+    plan = make_plan(read_dataset(real_data / "hippocampus3d"), device="cpu")
+    assert plan.size == (40, 56, 40)  # 31-43 x 40-59 x 24-47 voxels
+    assert plan.spacing == (1, 1, 1)
+    assert plan.normalization == Normalization("percentile", 0.5, 99.5)
+    assert plan.image_dtype == "int16"
+    assert plan.fingerprint["labelled_cases"] == 221

@@ -1,0 +1,186 @@
+"""`medgen train` on small real files: whole runs, kills, several processes, and what the loop promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medgen.generator import Generator
+from medgen.planning import AutoencoderPlan, DenoiserPlan, Plan, write_plan
+from medgen.training import train
+from medgen.training.loop import learning_rate, sample_index
+from medgen.types import BadInputError
+
+
+def blob(shape, rng):
+    """A bright ball in noise, and its label."""
+    center = [length / 2 + rng.uniform(-2, 2) for length in shape]
+    axes = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    label = sum((axis - middle) ** 2 for axis, middle in zip(axes, center, strict=True)) < 16
+    return (rng.normal(100, 10, shape) + 80 * label).clip(1, 250), label.astype(np.uint8)
+
+
+def make_folder(folder: Path, spatial_dims: int, count: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    rows = ["id,image,label,split"]
+    for index in range(count):
+        shape = (16, 14, 12) if spatial_dims == 3 else (16, 16)
+        image, label = blob(shape, rng)
+        ending = "nii.gz" if spatial_dims == 3 else "png"
+        for name, array in (("images", image), ("labels", label)):
+            path = folder / name / f"case_{index}.{ending}"
+            if spatial_dims == 3:
+                nib.save(nib.Nifti1Image(array.astype(np.float32 if name == "images" else np.uint8), np.eye(4)), path)
+            else:
+                Image.fromarray(array.astype(np.uint8)).save(path)
+        split = "train" if index < count - 2 else "val"
+        rows.append(f"case_{index},images/case_{index}.{ending},labels/case_{index}.{ending},{split}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def tiny_plan(spatial_dims: int, **changes) -> Plan:
+    denoiser = DenoiserPlan(
+        channels=(8, 16),
+        attention_levels=(False, True),
+        num_res_blocks=1,
+        num_head_channels=8,
+        mask_channels=4,
+        batch_size=2,
+        steps=8,
+        variants=2,
+    )
+    values = {
+        "name": "tiny",
+        "spatial_dims": spatial_dims,
+        "channel_names": {0: "MR"},
+        "class_names": {0: "background", 1: "ball"},
+        "size": (16,) * spatial_dims,
+        "image_dtype": "uint8",
+        "autoencoder": AutoencoderPlan(
+            channels=(8, 8),
+            latent_channels=2,
+            patch_size=(8,) * spatial_dims,
+            batch_size=2,
+            steps=8,
+            adversarial_start=4,
+            discriminator_channels=4,
+        ),
+        "denoiser": denoiser,
+        "label": denoiser,
+        "precision": "fp32",
+        "validate_every": 4,
+        "checkpoint_every": 3,
+    }
+    return Plan(**(values | changes))
+
+
+def losses(folder: Path, stage: str) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "logs" / f"{stage}.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def launch(data: Path, output: Path, plan: Path, *, processes: int = 1) -> list[str]:
+    arguments = ["train", "--data", str(data), "--output", str(output), "--config", str(plan), "--device", "cpu"]
+    if processes == 1:
+        return [sys.executable, "-m", "medgen", *arguments]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    return [*start, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "medgen", *arguments]
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_folder_becomes_a_model_with_logs_and_pictures(tmp_path, spatial_dims):
+    output = train(make_folder(tmp_path / "data", spatial_dims), tmp_path / "run", plan=tiny_plan(spatial_dims))
+    generator = Generator.from_pretrained(output)
+    assert generator.label_denoiser is not None
+    assert generator.config.class_names == {0: "background", 1: "ball"}
+    assert generator.config.constant_classes == (1,)
+    for stage in ("autoencoder", "denoiser", "label"):
+        assert [row["step"] for row in losses(output, stage)] == list(range(1, 9))
+        assert (output / "samples" / f"{stage}_000008.png").stat().st_size > 1000
+        assert list((output / "logs" / "tensorboard" / stage).glob("events*"))
+    latents = generator.encode(torch.zeros(1, 1, *generator.config.size))
+    assert latents.shape[1:] == generator.latent_shape(generator.config.size)
+
+
+def test_latents_of_the_training_set_have_unit_variance(tmp_path):
+    output = train(make_folder(tmp_path / "data", 2), tmp_path / "run", plan=tiny_plan(2, label=None))
+    from safetensors.torch import load_file
+
+    files = sorted((output / "cache").glob("denoiser-*/*.safetensors"))
+    train_rows = [load_file(file)["x"] for file in files if len(load_file(file)["x"]) == 2]
+    latents = torch.cat([rows[:1] for rows in train_rows]).float().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(latents.std(1), torch.ones(2), rtol=0.02, atol=0)
+    torch.testing.assert_close(latents.mean(1), torch.zeros(2), rtol=0, atol=0.02)
+
+
+def test_a_killed_run_ends_with_the_same_losses_as_one_left_alone(tmp_path):
+    data = make_folder(tmp_path / "data", 2)
+    plan = tmp_path / "plan.yaml"
+    write_plan(tiny_plan(2, label=None), plan)
+    subprocess.run(launch(data, tmp_path / "whole", plan), check=True, capture_output=True)
+    for stage in ("autoencoder", "denoiser"):  # killed once in each stage, past a checkpoint and off a checkpoint's step
+        log = tmp_path / "killed" / "logs" / f"{stage}.jsonl"
+        process = subprocess.Popen(
+            launch(data, tmp_path / "killed", plan), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.read_text().count("\n") >= 4) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(launch(data, tmp_path / "killed", plan), check=True, capture_output=True)
+    for stage in ("autoencoder", "denoiser"):
+        assert losses(tmp_path / "killed", stage) == losses(tmp_path / "whole", stage)
+    one, other = (Generator.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
+    assert one.weights_hash == other.weights_hash
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    data = make_folder(tmp_path / "data", 2)
+    plan = tmp_path / "plan.yaml"
+    write_plan(tiny_plan(2, label=None), plan)
+    subprocess.run(launch(data, tmp_path / "one", plan), check=True, capture_output=True)
+    subprocess.run(launch(data, tmp_path / "two", plan, processes=2), check=True, capture_output=True)
+    for stage, key in (("autoencoder", "l1"), ("denoiser", "loss")):
+        one, two = ([row[key] for row in losses(tmp_path / name, stage)] for name in ("one", "two"))
+        np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+def test_another_plan_in_the_same_folder_is_refused(tmp_path):
+    data = make_folder(tmp_path / "data", 2)
+    train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=1)
+    with pytest.raises(BadInputError, match=r"expected an empty folder or this very run, got a run with another plan"):
+        train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=2)
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInputError, match="got one with other files"):
+        train(make_folder(tmp_path / "data", 2), tmp_path / "run", plan=tiny_plan(2), max_steps=1)
+
+
+def test_every_epoch_visits_every_sample_once_in_a_new_order():
+    epochs = [[sample_index(position, 7, 0) for position in range(first, first + 7)] for first in (0, 7)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_two_percent():
+    rates = [learning_rate(step, 1000, 1.0) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 50)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.02, abs=1e-3)
+    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
