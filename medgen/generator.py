@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import numpy as np
@@ -65,7 +65,7 @@ class GeneratorConfig:
     objective: Objective
     normalization: Normalization
     intensity: IntensityMap
-    image_dtype: str = "int16"
+    image_dtype: Literal["uint8", "uint16", "int16", "float32"] = "int16"
     modality: str | None = None
     spacing: tuple[float, ...] | None = None
     orientation: str | None = "RAS"

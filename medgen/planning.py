@@ -21,6 +21,7 @@ import jsonargparse
 import numpy as np
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from medgen.data.dataset import Dataset, split_cases
@@ -45,6 +46,9 @@ _MOST_COARSENING = 2.0
 # Voxels per axis up to which halving the resolution once is enough; a second time would lose small structures.
 _SMALL = 64
 _UNET_LEVELS = 3
+_MOST_LATENT_CHANNELS = 8
+# An autoencoder that loses nothing starts as good as it needs to be, and only smooths its latents.
+_LOSSLESS_STEPS = 200
 # Networks from wide to narrow; the widest that gets enough steps in its time is taken.
 _AUTOENCODERS = {
     2: ((32, 64), (24, 48), (16, 32)),
@@ -145,10 +149,10 @@ class Plan:
         spatial_dims: 2 or 3.
         channel_names: Image channels, in file order. With R, G, B, a gray picture is read as three equal channels.
         class_names: Label value to name; 0 is the background.
+        size: Voxels per axis of a training scan; smaller scans are padded, larger ones cropped in training.
         modality: What the scanner was, as far as the folder says.
         spacing: Voxel size in mm that scans are resampled to, and back on output; None keeps every scan's own.
         orientation: Axis codes that scans are turned to, as nibabel writes them; None leaves them.
-        size: Voxels per axis of a training scan; smaller scans are padded, larger ones cropped in training.
         normalization: How intensities map to the model's range of -1 to 1.
         image_dtype: Number type of synthetic images.
         autoencoder: Stage 1, which takes scans to small latent grids and back; None works on the voxels themselves.
@@ -378,11 +382,17 @@ def _choose_autoencoder(seen: Fingerprint, size: Shape, compression: int) -> Aut
     most = {(2, True): 128, (2, False): 256, (3, True): 48, (3, False): 96}[dims, cpu]
     patch = tuple(max(min(16, n), min(int(0.9 * n) // 8 * 8, most)) for n in size)
     voxels = 150_000 if cpu else 1_000_000
+    # As many channels as a block has voxels lose nothing, so no adversarial term has to repair anything.
+    whole = len(seen.channel_names) * compression**dims
+    latent_channels = min(whole, _MOST_LATENT_CHANNELS)
+    terms = {"adversarial_weight": 0.0, "feature_weight": 0.0} if latent_channels == whole else {}
     return AutoencoderPlan(
         channels=_AUTOENCODERS[compression][0],
+        latent_channels=latent_channels,
         patch_size=patch,
         batch_size=int(np.clip(round(voxels / math.prod(patch)), 2, 8 if cpu else 16)),
         discriminator_channels=16 if dims == 3 else 32,
+        **terms,
     )
 
 
@@ -414,6 +424,11 @@ def _choose_width(plan: Plan, stage: StageName, operations: float, seen: Fingerp
     least = _ENOUGH_STEPS[stage] * 3 // 4
     steps = int(np.clip(steps, least, max(least, min(_MOST_STEPS[stage], _MOST_VIEWS * seen.labelled // batch))))
     steps = round(steps, -2)
+    if (
+        stage == "autoencoder"
+        and wanted.latent_channels == len(plan.channel_names) * plan.compression**plan.spatial_dims
+    ):
+        steps = _LOSSLESS_STEPS
     changes: dict[str, Any] = {"batch_size": batch, "steps": steps}
     if stage == "autoencoder":
         changes["adversarial_start"] = steps // 3
@@ -503,7 +518,8 @@ def _measure_cost(key: tuple[Any, ...]) -> _Cost:
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    with torch.device("meta"), torch.enable_grad():
+    # Fake tensors have shapes and types like real ones, but no numbers.
+    with FakeTensorMode(), torch.enable_grad():
         network = _build(stage, dict(arguments))
         inputs = _inputs(stage, dict(arguments), size, 1)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -515,7 +531,7 @@ def _measure_cost(key: tuple[Any, ...]) -> _Cost:
 
 
 def _cost(plan: Plan, stage: StageName, size: Shape | None = None) -> _Cost:
-    """Cost of one sample, from a network without weights, so that nothing is computed."""
+    """Cost of one sample, from a network without numbers in it, so that nothing is computed."""
     own = getattr(plan, stage)
     size = size or (own.patch_size if isinstance(own, AutoencoderPlan) else plan.size)
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in network_arguments(plan, stage).items()}
@@ -625,8 +641,12 @@ def write_plan(plan: Plan, path: str | Path) -> None:
 
 def _yaml_lines(values: Any, indent: str, explained: set[type]) -> Iterator[str]:
     """Lines of a dataclass; each field's comment is its entry in the docstring, once per class."""
-    documented = docstring_parser.parse(type(values).__doc__ or "").params if type(values) not in explained else []
-    comments = {entry.arg_name: _in_yaml_words(entry.description or "") for entry in documented}
+    comments = {}
+    if type(values) not in explained:
+        parsed = docstring_parser.parse(type(values).__doc__ or "", style=docstring_parser.DocstringStyle.GOOGLE)
+        # Among all entries: docstring-parser counts attributes as parameters, its fork does not.
+        documented = [entry for entry in parsed.meta if hasattr(entry, "arg_name")]
+        comments = {entry.arg_name: _in_yaml_words(entry.description or "") for entry in documented}
     explained.add(type(values))
     for entry in dataclasses.fields(values):
         value, comment = getattr(values, entry.name), comments.get(entry.name, "")
@@ -735,7 +755,8 @@ def _measured_throughput(plan: Plan, stage: StageName, device: str) -> float:
     operations = _cost(plan, stage, tuple(size)).operations
     batch = int(np.clip(2e10 // operations, 1, own.batch_size))
     with torch.random.fork_rng(devices=[]), torch.device(chosen):
-        network = _build(stage, arguments).to(memory_format=memory_format(plan.spatial_dims))
+        network: Any = _build(stage, arguments)
+        network.to(memory_format=memory_format(plan.spatial_dims))
         inputs = _inputs(stage, arguments, tuple(size), batch)
     marks = [time.perf_counter()]
     for _ in range(2):

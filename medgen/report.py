@@ -35,7 +35,8 @@ def draw_report(
     scans_height = 2 * rows_per_set * 1.35 + 1.0
     figure = Figure(figsize=(12, scans_height + 3.9), facecolor="white")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[scans_height, 3.9])
+    panels: Any = figure.subfigures(2, 1, height_ratios=[scans_height, 3.9])
+    upper, lower = panels
     upper.suptitle("Real and synthetic scans, chosen at random, in one gray window", fontsize=13, color=_INK)
     grid = upper.subplots(2 * rows_per_set, columns, squeeze=False)
     upper.subplots_adjust(left=0.09, right=0.995, top=1 - 0.45 / scans_height, bottom=0.02, wspace=0.04, hspace=0.04)

@@ -108,13 +108,19 @@ def test_a_folder_without_any_label_is_refused(tmp_path: Path) -> None:
 def test_colors_share_one_window_and_gray_pictures_among_them_are_said(dtype: type, top: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for index in range(3):
-        _picture(tmp_path, f"c{index}", rng.integers(0, top + 1, (40, 40, 3)).astype(dtype))
-    _picture(tmp_path, "gray", rng.integers(0, top + 1, (40, 40)).astype(dtype))
+        _picture(tmp_path, f"c{index}", rng.integers(0, top + 1, (60, 50, 3)).astype(dtype))
+    _picture(tmp_path, "gray", rng.integers(0, top + 1, (60, 50)).astype(dtype))
     plan = make_plan(read_dataset(tmp_path), device="cpu")
     assert plan.channel_names == RGB
     assert plan.normalization == Normalization("window", 0, top, per_channel=False)
     assert plan.image_dtype == np.dtype(dtype).name
     assert any("1 gray and 3 RGB images" in note for note in plan.fingerprint["notes"])
+
+
+def test_latents_that_hold_every_voxel_need_no_adversary(gray_plan: Plan) -> None:
+    assert gray_plan.autoencoder is not None
+    assert gray_plan.autoencoder.latent_channels == 4  # 2 x 2 gray pixels
+    assert gray_plan.autoencoder.adversarial_weight == gray_plan.autoencoder.feature_weight == 0
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
     for index in range(5):
         spacing = np.array([1, 1, 1.5]) if index < 3 else np.array([0.8, 0.8, 3])
-        shape = tuple(np.round(np.array([32, 40, 30]) / spacing).astype(int))
+        shape = tuple(np.round(np.array([24, 20, 24]) / spacing).astype(int))
         array, affine = rng.random(shape).astype(np.float32), np.diag([*spacing, 1])
         if index % 2:
             array, affine = array.transpose(2, 0, 1), affine[:, [2, 0, 1, 3]]
@@ -131,8 +137,13 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return _declare(folder, "MRI")
 
 
-def test_mixed_spacings_are_resampled_to_their_median_in_the_model_axis_order(mixed: Dataset) -> None:
-    plan = make_plan(mixed, device="cpu")
+@pytest.fixture(scope="module")
+def mixed_plan(mixed: Dataset) -> Plan:
+    return make_plan(mixed, device="cpu")
+
+
+def test_mixed_spacings_are_resampled_to_their_median_in_the_model_axis_order(mixed: Dataset, mixed_plan: Plan) -> None:
+    plan = mixed_plan
     canonical = [nib.as_closest_canonical(nib.load(case.images[0])) for case in mixed.cases]
     spacing = np.median([image.header.get_zooms() for image in canonical], axis=0)
     extent = np.median([np.array(image.shape) * image.header.get_zooms() for image in canonical], axis=0)
@@ -143,8 +154,8 @@ def test_mixed_spacings_are_resampled_to_their_median_in_the_model_axis_order(mi
     assert any("resampled to the median" in note for note in plan.fingerprint["notes"])
 
 
-def test_floats_of_a_narrow_range_stay_floats(mixed: Dataset) -> None:
-    assert make_plan(mixed, device="cpu").image_dtype == "float32"
+def test_floats_of_a_narrow_range_stay_floats(mixed_plan: Plan) -> None:
+    assert mixed_plan.image_dtype == "float32"
 
 
 @pytest.mark.parametrize("modality", ["CT", "unknown scanner", "image"])
@@ -166,7 +177,7 @@ def test_ct_numbers_get_a_window_in_hu(modality: str, tmp_path: Path) -> None:
 
 
 def test_pictures_that_are_mostly_empty_are_normalized_from_lowest_to_highest(tmp_path: Path) -> None:
-    array = np.zeros((64, 64), dtype=np.uint8)
+    array = np.zeros((60, 50), dtype=np.uint8)
     array[0, :4] = 200
     for index in range(2):
         _picture(tmp_path, f"c{index}", array)
@@ -212,11 +223,11 @@ def test_the_batch_is_shared_by_all_processes(gray: Dataset, monkeypatch: pytest
 
 
 def test_a_plan_read_back_is_the_same_plan_for_python_and_for_the_command_line(
-    gray_plan: Plan, mixed: Dataset, tmp_path: Path
+    gray_plan: Plan, mixed_plan: Plan, tmp_path: Path
 ) -> None:
     path = tmp_path / "plan.yaml"
     awkward = dataclasses.replace(
-        make_plan(mixed, device="cpu"), name="yes: 1e-4 # no", modality="null", label=None, autoencoder=None
+        mixed_plan, name="yes: 1e-4 # no", class_names={0: "no", 1: "1.5"}, label=None, autoencoder=None
     )
     for plan in (gray_plan, awkward):
         write_plan(plan, path)

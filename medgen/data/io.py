@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import math
 import os
 import struct
 from pathlib import Path
@@ -28,6 +29,7 @@ ImageDtype = Literal["uint8", "uint16", "int16", "float32"]
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png", ".tif", ".tiff")
 
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_TIFF_PACKING = 2000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -263,6 +265,9 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Grid]:
     stored = image.get_data_dtype()
     if stored.fields is not None or stored.kind == "c":
         raise BadInputError(f"{path}: expected real voxels, got type {stored}. Save colors as a fourth axis.")
+    stated = image.dataobj.offset + math.prod(image.shape) * stored.itemsize
+    if stated > len(content):  # before nibabel sets that much memory aside
+        raise EOFError(f"{len(content)} of {stated} bytes")
     array = np.asanyarray(image.dataobj)  # integers stay integers where the header has no slope
     while array.ndim > 3 and array.shape[3] == 1:
         array = array[:, :, :, 0]
@@ -318,6 +323,11 @@ def _without_alpha(path: Path, flat: np.ndarray) -> np.ndarray:
 def _read_tiff(path: Path, content: bytes, label: bool) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
+        # A damaged size must not fill the memory: no lossless codec packs this tightly.
+        if page.nbytes > _TIFF_PACKING * len(content):
+            raise BadInputError(
+                f"{path}: expected a picture that fits {len(content)} bytes, got one of {page.nbytes}. Copy it again."
+            )
         photometric = tifffile.PHOTOMETRIC(page.photometric)
         stacked = sum(series.size for series in file.series) // max(page.size, 1)
         if max(stacked, len(file.pages)) != 1:
@@ -331,10 +341,6 @@ def _read_tiff(path: Path, content: bytes, label: bool) -> np.ndarray:
             flat = page.asarray()
             if flat.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 flat = np.moveaxis(flat, 0, -1)
-        except MemoryError as error:
-            raise BadInputError(
-                f"{path}: expected a picture that fits into memory, got {page.shape}. If it is smaller, copy it again."
-            ) from error
         except ValueError as error:
             # Codecs such as LZW: Pillow has them built in, but only for pictures that it holds exactly.
             picture = Image.open(io.BytesIO(content))

@@ -62,6 +62,11 @@ class EfficientNetLite0Features(nn.Module):
             view of its own. None: in 2D three channels are colors.
         image_size: Edge of the square picture, in pixels. None: 224 in 2D, 128 for slices of volumes.
         slices_per_plane: Slices per plane of a volume; all of them where the axis has fewer.
+
+    Attributes:
+        name: Name of the extractor, for the record of a result.
+        weights_hash: SHA-256 of the weight file.
+        num_features: Length of one feature vector.
     """
 
     name = "efficientnet-lite0"
@@ -90,7 +95,7 @@ class EfficientNetLite0Features(nn.Module):
         self.image_size = image_size or (224 if spatial_dims == 2 else 128)
         self.slices_per_plane = slices_per_plane
         self.network = load_efficientnet_lite0().fuse().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def views(self) -> tuple[str, ...]:

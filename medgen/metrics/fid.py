@@ -30,8 +30,20 @@ class FrechetDistance(Metric):
         reset_real_features: Whether :meth:`reset` forgets the real scans too; False keeps them through training.
         **kwargs: Passed to ``torchmetrics.Metric``.
 
+    Attributes:
+        higher_is_better: False.
+        is_differentiable: False.
+        full_state_update: False; an update needs only its own batch.
+        real_count: Number of real scans.
+        real_sum: ``(V, D)`` sum of their features.
+        real_outer: ``(V, D, D)`` sum of the outer products of their features.
+        synthetic_count: Number of synthetic scans.
+        synthetic_sum: ``(V, D)`` sum of their features.
+        synthetic_outer: ``(V, D, D)`` sum of the outer products of their features.
+
     Example:
-        >>> metric = FrechetDistance(feature=nn.Flatten(), num_features=4)
+        >>> import torch
+        >>> metric = FrechetDistance(feature=torch.nn.Flatten(), num_features=4)
         >>> metric.update(torch.zeros(3, 1, 2, 2), real=True)
         >>> metric.update(torch.ones(3, 1, 2, 2), real=False)
         >>> metric.compute().item()

@@ -93,7 +93,8 @@ def _smooth(maps: torch.Tensor, axis: int, window: int) -> torch.Tensor:
     size = maps.shape[axis]
     offsets = torch.arange(window, dtype=maps.dtype, device=maps.device) - window // 2
     kernel = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
-    band = torch.zeros(size - window + 1, size, dtype=maps.dtype, device=maps.device)
-    for row in range(len(band)):
-        band[row, row : row + window] = kernel / kernel.sum()
+    rows, columns = torch.arange(size - window + 1), torch.arange(size)
+    taps = (columns[None] - rows[:, None]).to(maps.device)
+    inside = (taps >= 0) & (taps < window)
+    band = torch.where(inside, (kernel / kernel.sum())[taps.clamp(0, window - 1)], 0)
     return (maps.movedim(axis, -1) @ band.T).movedim(-1, axis)

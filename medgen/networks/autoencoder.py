@@ -168,13 +168,13 @@ class Autoencoder(ModelMixin, ConfigMixin):
             stop = [min(start + core, size) for start, size in zip(corner, sizes, strict=True)]
             low = [max(start - radius, 0) for start in corner]
             high = [min(end + radius, size) for end, size in zip(stop, sizes, strict=True)]
-            tile = self._decode(latents[(..., *map(slice, low, high))].contiguous())
+            tile = self._decode(latents[(slice(None), slice(None), *map(slice, low, high))].contiguous())
             keep = [
                 slice((start - first) * self.compression, (end - first) * self.compression)
                 for start, end, first in zip(corner, stop, low, strict=True)
             ]
             place = [slice(s * self.compression, e * self.compression) for s, e in zip(corner, stop, strict=True)]
-            image[(..., *place)] = tile[(..., *keep)].float()
+            image[(slice(None), slice(None), *place)] = tile[(slice(None), slice(None), *keep)].float()
         return image
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,7 @@ class HaarTransform(nn.Module):
         for index in range(min(coefficients, len(order) * in_channels)):
             kernel[index, index % in_channels] = basis[index // in_channels]
         shape = (coefficients, in_channels, *[block] * spatial_dims)
+        self.kernel: torch.Tensor
         self.register_buffer("kernel", kernel.float().view(shape), persistent=False)
         self.block = block
 

@@ -119,8 +119,6 @@ class AutoencoderStage:
         seed: Root of all draws.
     """
 
-    name = "autoencoder"
-
     def __init__(
         self,
         autoencoder: Autoencoder,
@@ -132,6 +130,7 @@ class AutoencoderStage:
         precision: Precision,
         seed: int,
     ) -> None:
+        self.name = "autoencoder"
         self.plan, self.train, self.val, self.seed = plan, train, val, seed
         self.accelerator, self.precision = accelerator, precision
         self.steps, self.learning_rate, self.ema_decay = plan.steps, plan.learning_rate, 0.998
@@ -141,7 +140,7 @@ class AutoencoderStage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, self.name, "discriminator"))
             discriminator = build_discriminator(dims, autoencoder.config["in_channels"], plan.discriminator_channels)
-        self.discriminator = discriminator.to(accelerator.device, memory_format=layout)
+        self.discriminator = discriminator.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.networks = {"autoencoder": self.averaged, "discriminator": self.discriminator}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "autoencoder": torch.optim.AdamW(autoencoder.parameters(), betas=(0.9, 0.99), weight_decay=0.0),

@@ -137,7 +137,7 @@ def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
 def _read_entry(path: Path) -> CachedScan:
     with safe_open(path, framework="pt") as file:
         entry = json.loads(file.metadata()["entry"])
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
     return CachedScan(path=str(path), **tuples)
 
 
@@ -170,7 +170,7 @@ def crop_to(
         Views of the same names.
     """
     shape = next(iter(tensors.values())).shape[-len(size) :]
-    slices = []
+    slices: list[Any] = []
     for have, want in zip(shape, size, strict=True):
         room = max(have - want, 0)
         start = room // 2 if generator is None else int(torch.randint(room + 1, (1,), generator=generator))

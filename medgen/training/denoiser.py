@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -98,7 +98,7 @@ class DenoiserStage:
         return x.float(), mask, OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside
 
     def _loss(
-        self, rows: list[tuple[torch.Tensor, ...]], seeds: list[int], dropout: float, t: torch.Tensor | None = None
+        self, rows: Sequence[tuple[torch.Tensor, ...]], seeds: list[int], dropout: float, t: torch.Tensor | None = None
     ) -> torch.Tensor:
         device = self.accelerator.device
         x0, mask, region = (torch.stack(column).to(device) for column in zip(*rows, strict=True))

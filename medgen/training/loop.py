@@ -141,6 +141,7 @@ def run_stage(
     start = _load(stage, ema, checkpoints)
     log_path = folder / "logs" / f"{stage.name}.jsonl"
     main = accelerator.is_main_process
+    (folder / "samples").mkdir(exist_ok=True)
     writer = None
     if main:
         _truncate_log(log_path, start)

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 
-from medgen.conditions.condition import Condition
-from medgen.conditions.mask import one_hot
 from medgen.data.dataset import Dataset, read_dataset, split_cases
 from medgen.data.intensity import IntensityMap
-from medgen.diffusion.guidance import guide
-from medgen.diffusion.sampler import sample
 from medgen.generator import Generator, GeneratorConfig
 from medgen.networks import Autoencoder, Denoiser
-from medgen.pictures import sample_grid
-from medgen.planning import DenoiserPlan, Plan, make_plan, read_plan, summarize_plan, write_plan
+from medgen.planning import DenoiserPlan, Plan, make_plan, network_arguments, read_plan, summarize_plan, write_plan
 from medgen.precision import autocast, resolve_precision
-from medgen.seeding import derive_seed, seeded_noise
+from medgen.seeding import derive_seed
 from medgen.training.autoencoder import AutoencoderStage
 from medgen.training.cache import CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
 from medgen.training.denoiser import DenoiserStage
 from medgen.training.loop import finished, run_stage
+from medgen.training.preview import preview_images, preview_labels
 from medgen.types import BadInputError
 
 StageName = Literal["autoencoder", "denoiser", "label"]
-_PREVIEWS = 4
+Network = TypeVar("Network", Autoencoder, Denoiser)
 
 
 def train(
@@ -119,7 +115,7 @@ class _Run:
         accelerator.wait_for_everyone()
         train_cases, val_cases = split_cases(dataset, seed=seed)
         with accelerator.main_process_first():
-            common = {"divisor": self._divisor(), "skip_bad": skip_bad}
+            common: dict[str, Any] = {"divisor": self._divisor(), "skip_bad": skip_bad}
             self.train = cache_scans(dataset, train_cases, plan, folder, title="training", **common)
             self.val = cache_scans(dataset, val_cases, plan, folder, title="validation", **common)
         if not self.train:
@@ -150,11 +146,11 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_plan(self.plan, path)
 
-    def _build(self, name: str, network: type[Autoencoder] | type[Denoiser], **arguments: object) -> object:
-        """A network whose first weights depend on the seed and its name alone."""
+    def _build(self, kind: type[Network], stage: StageName) -> Network:
+        """A network whose first weights depend on the seed and its stage alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, name, "weights"))
-            return network(**arguments)
+            torch.manual_seed(derive_seed(self.seed, stage, "weights"))
+            return kind(**network_arguments(self.plan, stage))
 
     def _loop(self, stage: AutoencoderStage | DenoiserStage, batch_size: int) -> None:
         run_stage(
@@ -173,15 +169,7 @@ class _Run:
             finished(self.folder, "autoencoder", plan.steps) and (self.folder / "autoencoder" / "config.json").exists()
         ):
             return
-        network = self._build(
-            "autoencoder",
-            Autoencoder,
-            spatial_dims=self.plan.spatial_dims,
-            in_channels=len(self.plan.channel_names),
-            channels=plan.channels,
-            latent_channels=plan.latent_channels,
-            num_res_blocks=plan.num_res_blocks,
-        )
+        network = self._build(Autoencoder, "autoencoder")
         stage = AutoencoderStage(
             network,
             plan,
@@ -305,117 +293,58 @@ class _Run:
         """Stage `denoiser`; the run folder is a usable model from its first validation on."""
         plan = self.plan.denoiser
         autoencoder = self._autoencoder()
-        denoiser = self._build(
-            "denoiser",
-            Denoiser,
-            spatial_dims=self.plan.spatial_dims,
-            in_channels=autoencoder.config["latent_channels"] if autoencoder else len(self.plan.channel_names),
-            channels=plan.channels,
-            attention_levels=plan.attention_levels,
-            num_res_blocks=plan.num_res_blocks,
-            num_head_channels=plan.num_head_channels,
-            mask_classes=len(self.plan.class_names),
-            mask_channels=plan.mask_channels,
-            mask_stride=autoencoder.compression if autoencoder else 1,
-        )
+        denoiser = self._build(Denoiser, "denoiser")
         generator = Generator(self._config(), denoiser, autoencoder)
         self._measure_latents(generator)
-        if plan.gradient_checkpointing:
-            denoiser.checkpoint_blocks()
-        train = self._variants(self.train, generator, "denoiser", plan, plan.variants, "training scans")
-        val = self._variants(self.val, generator, "denoiser", plan, 1, "validation scans")
+        val_scans, device = self.val or self.train, self.accelerator.device
 
         def preview(step: int, picture: Path) -> None:
             generator.save_pretrained(self.folder)
-            self._preview_images(generator, picture)
+            preview_images(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
 
-        stage = DenoiserStage(
-            "denoiser",
-            denoiser,
-            plan,
-            plan.objective,
-            train,
-            val,
-            num_classes=len(self.plan.class_names),
-            preview=preview,
-            accelerator=self.accelerator,
-            precision=self.precision,
-            seed=self.seed,
-        )
-        self._loop(stage, plan.batch_size)
+        self._train_denoiser("denoiser", denoiser, plan, generator, preview)
 
     def train_label(self) -> None:
         """Stage `label`: adds a label generator to the model in the run folder."""
         plan = self.plan.label
         if plan is None:
             return
-        generator = Generator.from_pretrained(self.folder, device=self.accelerator.device)
+        val_scans, device = self.val or self.train, self.accelerator.device
+        generator = Generator.from_pretrained(self.folder, device=device)
         generator.config.label_objective = plan.objective
         generator.config.label_stride = self.plan.label_stride
-        generator.label_denoiser = self._build(
-            "label",
-            Denoiser,
-            spatial_dims=self.plan.spatial_dims,
-            in_channels=len(self.plan.class_names) - 1,
-            channels=plan.channels,
-            attention_levels=plan.attention_levels,
-            num_res_blocks=plan.num_res_blocks,
-            num_head_channels=plan.num_head_channels,
-            mask_classes=1,
-            mask_channels=plan.mask_channels,
-            mask_stride=self.plan.label_stride,
-        )
-        train = self._variants(self.train, generator, "label", plan, plan.variants, "training labels")
-        val = self._variants(self.val, generator, "label", plan, 1, "validation labels")
+        denoiser = generator.label_denoiser = self._build(Denoiser, "label")
 
         def preview(step: int, picture: Path) -> None:
             generator.save_pretrained(self.folder)
-            self._preview_labels(generator, picture)
+            preview_labels(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
 
+        self._train_denoiser("label", denoiser, plan, generator, preview)
+
+    def _train_denoiser(
+        self,
+        name: Literal["denoiser", "label"],
+        denoiser: Denoiser,
+        plan: DenoiserPlan,
+        generator: Generator,
+        preview: Callable[[int, Path], None],
+    ) -> None:
+        if plan.gradient_checkpointing:
+            denoiser.checkpoint_blocks()
+        kind = "scans" if name == "denoiser" else "labels"
+        train = self._variants(self.train, generator, name, plan, plan.variants, f"training {kind}")
+        val = self._variants(self.val, generator, name, plan, 1, f"validation {kind}")
         stage = DenoiserStage(
-            "label",
-            generator.label_denoiser,
+            name,
+            denoiser,
             plan,
             plan.objective,
             train,
             val,
-            num_classes=1,
+            num_classes=len(self.plan.class_names) if name == "denoiser" else 1,
             preview=preview,
             accelerator=self.accelerator,
             precision=self.precision,
             seed=self.seed,
         )
         self._loop(stage, plan.batch_size)
-
-    def _preview_images(self, generator: Generator, picture: Path) -> None:
-        """Real scans above synthetic ones of the same labels."""
-        scans = [crop_to(read_scan(scan), self.plan.size, None) for scan in (self.val or self.train)[:_PREVIEWS]]
-        label = torch.stack([scan["label"] for scan in scans]).long()
-        valid = torch.stack([scan["valid"] for scan in scans])
-        device = self.accelerator.device
-        condition = Condition(one_hot(label, generator.num_classes, valid=valid).to(device))
-        seeds = [derive_seed(self.seed, "preview", index) for index in range(len(scans))]
-        noise = seeded_noise(generator.latent_shape(tuple(label.shape[1:])), seeds).to(device)
-        guided = guide(generator.denoise, condition, condition.null(), guidance_scale=generator.config.guidance_scale)
-        with torch.no_grad(), autocast(device, self.precision):
-            latents = sample(guided, noise, objective=generator.config.objective)
-            image = generator.decode(latents).cpu()
-        real = torch.stack([scan["image"] for scan in scans])
-        captions = [f"{kind} {index}" for kind in ("real", "synthetic") for index in range(len(scans))]
-        sample_grid(torch.cat([real, image]), torch.cat([label, label]), picture, captions=captions)
-
-    def _preview_labels(self, generator: Generator, picture: Path) -> None:
-        """Real label maps above generated ones of the same field of view."""
-        scans = [crop_to(read_scan(scan), self.plan.size, None) for scan in (self.val or self.train)[:_PREVIEWS]]
-        valid = torch.stack([scan["valid"] for scan in scans])[:, None].float().to(self.accelerator.device)
-        seeds = [derive_seed(self.seed, "preview", index) for index in range(len(scans))]
-        noise = seeded_noise(generator.label_shape(tuple(valid.shape[2:])), seeds).to(valid.device)
-        objective = generator.config.label_objective
-        with torch.no_grad(), autocast(valid.device, self.precision):
-            drawn = sample(lambda x, t: generator.denoise_label(x, t, valid), noise, objective=objective)
-        label = torch.cat(
-            [torch.stack([scan["label"] for scan in scans]).long(), generator.decode_label(drawn).long().cpu()]
-        )
-        shade = label.float() / max(generator.num_classes - 1, 1) * 2 - 1
-        captions = [f"{kind} {index}" for kind in ("real", "generated") for index in range(len(scans))]
-        sample_grid(shade[:, None], label, picture, captions=captions)

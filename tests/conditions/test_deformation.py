@@ -216,7 +216,8 @@ def test_a_structure_that_the_border_cuts_goes_on_beyond_it() -> None:
 def test_every_accepted_map_keeps_classes_components_holes_and_borders() -> None:
     label = _heart(48)
     label[3:6, 3:6] = 1
-    for seed in range(25):
+    label[24, 12] = 0
+    for seed in range(15):
         deformed, _ = deform_label(
             label, generator=torch.Generator().manual_seed(seed), spacing=(1.0, 1.0), elastic=3.0, translation=4.0
         )

@@ -180,6 +180,14 @@ def test_the_same_scan_stored_mirrored_gives_the_same_model_input(mode: str, spa
     torch.testing.assert_close(placed(data, straight, mode), placed(data.flip(0), mirrored, mode), atol=1e-4, rtol=0)
 
 
+def test_a_symmetric_label_stays_symmetric_on_a_coarser_grid() -> None:
+    half = torch.randint(0, 5, (3, 8), generator=torch.Generator().manual_seed(5), dtype=torch.int16)
+    label = torch.cat([half, half.flip(1)], dim=1)
+    for spacing in (2.0, 4.0, 8.0):  # every new center lies half-way between two voxels
+        moved = placed(label, place(Grid((3, 16), np.eye(4)), spacing=(1, spacing)), "nearest")
+        assert torch.equal(moved, moved.flip(1))
+
+
 def test_padding_repeats_reflections_as_numpy_does() -> None:
     data = torch.arange(3 * 1 * 5).reshape(3, 1, 5).float()
     placement = place(Grid((3, 1, 5), np.eye(4)), min_size=(16, 4, 9), divisor=4)

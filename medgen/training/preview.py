@@ -1,0 +1,98 @@
+"""Pictures of a model in training: real scans above what it makes of the same labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from medgen.conditions.condition import Condition
+from medgen.conditions.mask import one_hot
+from medgen.diffusion.guidance import guide
+from medgen.diffusion.sampler import sample
+from medgen.generator import Generator
+from medgen.pictures import sample_grid
+from medgen.precision import Precision, autocast
+from medgen.seeding import derive_seed, seeded_noise
+from medgen.training.cache import CachedScan, crop_to, read_scan
+
+SHOWN = 4
+
+
+def _load(generator: Generator, scans: Sequence[CachedScan]) -> dict[str, torch.Tensor]:
+    rows = [crop_to(read_scan(scan), generator.config.size, None) for scan in scans[:SHOWN]]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _captions(*kinds: str, scans: Sequence[CachedScan]) -> list[str]:
+    return [f"{kind} {scan.case}" for kind in kinds for scan in scans[:SHOWN]]
+
+
+@torch.no_grad()
+def preview_images(
+    generator: Generator,
+    scans: Sequence[CachedScan],
+    picture: Path,
+    *,
+    precision: Precision,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Real scans above synthetic ones of the same labels.
+
+    Args:
+        generator: The model.
+        scans: Where the labels come from.
+        picture: PNG to write.
+        precision: Number format of the networks.
+        seed: Root of the noise, the same at each validation.
+        device: Where the networks are.
+    """
+    real = _load(generator, scans)
+    label = real["label"].long()
+    condition = Condition(one_hot(label, generator.num_classes, valid=real["valid"]).to(device))
+    seeds = [derive_seed(seed, "preview", index) for index in range(len(label))]
+    noise = seeded_noise(generator.latent_shape(tuple(label.shape[1:])), seeds).to(device)
+    guided = guide(generator.denoise, condition, condition.null(), guidance_scale=generator.config.guidance_scale)
+    with autocast(device, precision):
+        image = generator.decode(sample(guided, noise, objective=generator.config.objective)).cpu()
+    captions = _captions("real", "synthetic", scans=scans)
+    sample_grid(torch.cat([real["image"], image]), torch.cat([label, label]), picture, captions=captions)
+
+
+@torch.no_grad()
+def preview_labels(
+    generator: Generator,
+    scans: Sequence[CachedScan],
+    picture: Path,
+    *,
+    precision: Precision,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Real label maps above generated ones of the same field of view.
+
+    Args:
+        generator: The model.
+        scans: Where the fields of view come from.
+        picture: PNG to write.
+        precision: Number format of the networks.
+        seed: Root of the noise, the same at each validation.
+        device: Where the networks are.
+
+    Raises:
+        ValueError: If the model has no label generator.
+    """
+    objective = generator.config.label_objective
+    if objective is None:
+        raise ValueError("expected a model with a label generator, got one without")
+    real = _load(generator, scans)
+    valid = real["valid"][:, None].float().to(device)
+    seeds = [derive_seed(seed, "preview", index) for index in range(len(valid))]
+    noise = seeded_noise(generator.label_shape(tuple(valid.shape[2:])), seeds).to(device)
+    with autocast(device, precision):
+        drawn = sample(lambda x, t: generator.denoise_label(x, t, valid), noise, objective=objective)
+    label = torch.cat([real["label"].long(), generator.decode_label(drawn).long().cpu()])
+    shade = label.float() / max(generator.num_classes - 1, 1) * 2 - 1
+    sample_grid(shade[:, None], label, picture, captions=_captions("real", "generated", scans=scans))
