@@ -337,9 +337,12 @@ class Generator:
                 continue
             fresh = folder / f".{name}.tmp"
             shutil.rmtree(fresh, ignore_errors=True)
-            stored = type(network).from_config(network.config)
+            # Where a network was once loaded from is nobody's business, and would change the model's hash.
+            stored = type(network).from_config({k: v for k, v in network.config.items() if k != "_name_or_path"})
             stored.load_state_dict(network.state_dict())
-            stored.to(dtype=dtype, memory_format=torch.contiguous_format).save_pretrained(fresh)
+            for parameter in stored.parameters():
+                parameter.data = parameter.data.to(dtype)
+            stored.save_pretrained(fresh)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(fresh, target)
             hashes[name] = {path.name: _sha256(path) for path in sorted(target.iterdir())}

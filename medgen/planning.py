@@ -385,7 +385,7 @@ def _choose_autoencoder(seen: Fingerprint, size: Shape, compression: int) -> Aut
     # As many channels as a block has voxels lose nothing, so no adversarial term has to repair anything.
     whole = len(seen.channel_names) * compression**dims
     latent_channels = min(whole, _MOST_LATENT_CHANNELS)
-    terms = {"adversarial_weight": 0.0, "feature_weight": 0.0} if latent_channels == whole else {}
+    terms: dict[str, Any] = {"adversarial_weight": 0.0, "feature_weight": 0.0} if latent_channels == whole else {}
     return AutoencoderPlan(
         channels=_AUTOENCODERS[compression][0],
         latent_channels=latent_channels,

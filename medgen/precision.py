@@ -94,6 +94,20 @@ def autocast(device: str | torch.device, precision: Precision) -> AbstractContex
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, which torch says in several ways.
+
+    Args:
+        error: What was caught.
+
+    Returns:
+        True for MemoryError and for torch's messages on CPU and GPU.
+    """
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
 def memory_format(spatial_dims: int) -> torch.memory_format:
     """Layout in which bfloat16 convolutions are fastest.
 

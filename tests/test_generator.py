@@ -39,7 +39,7 @@ def generator():
     return Generator(
         config,
         Denoiser(in_channels=2, mask_classes=3, mask_stride=2, **small),
-        Autoencoder(spatial_dims=2, channels=(8, 8), latent_channels=2, norm_num_groups=4),
+        Autoencoder(spatial_dims=2, channels=(8, 8), latent_channels=2),
         Denoiser(in_channels=2, mask_classes=1, mask_stride=2, **small),
     )
 

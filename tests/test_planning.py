@@ -125,13 +125,14 @@ def test_latents_that_hold_every_voxel_need_no_adversary(gray_plan: Plan) -> Non
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """MR volumes of two spacings, some stored in another order of axes."""
+    """MR volumes of two spacings and five sizes, most of them stored in another order of axes."""
     folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
     for index in range(5):
         spacing = np.array([1, 1, 1.5]) if index < 3 else np.array([0.8, 0.8, 3])
-        shape = tuple(np.round(np.array([24, 20, 24]) / spacing).astype(int))
+        extent = np.array([24, 20, 24]) * (1, 1.5, 2, 1.25, 1.75)[index]
+        shape = tuple(np.round(extent / spacing).astype(int))
         array, affine = rng.random(shape).astype(np.float32), np.diag([*spacing, 1])
-        if index % 2:
+        if index:
             array, affine = array.transpose(2, 0, 1), affine[:, [2, 0, 1, 3]]
         _volume(folder, f"c{index}", array, affine)
     return _declare(folder, "MRI")
@@ -158,7 +159,7 @@ def test_floats_of_a_narrow_range_stay_floats(mixed_plan: Plan) -> None:
     assert mixed_plan.image_dtype == "float32"
 
 
-@pytest.mark.parametrize("modality", ["CT", "unknown scanner", "image"])
+@pytest.mark.parametrize("modality", ["CT", "image"])
 def test_ct_numbers_get_a_window_in_hu(modality: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.choice([-1024, -700, -90, 40, 60, 420], (24, 24, 16)).astype(np.int16) for _ in range(3)]
@@ -166,9 +167,6 @@ def test_ct_numbers_get_a_window_in_hu(modality: str, tmp_path: Path) -> None:
         _volume(tmp_path, f"c{index}", array, np.eye(4))
     dataset = dataclasses.replace(_declare(tmp_path, modality), modality=None if modality == "image" else modality)
     plan = make_plan(dataset, device="cpu")
-    if modality == "unknown scanner":  # a name that says something else is believed
-        assert plan.normalization == Normalization()
-        return
     assert plan.normalization.method == "window"
     assert plan.normalization.low == -1000  # air, and nothing below it
     assert np.percentile(arrays, 99.5) <= plan.normalization.high <= np.percentile(arrays, 99.5) + 50
@@ -201,17 +199,17 @@ def test_scans_too_large_for_a_cpu_are_coarsened_then_cropped(tmp_path: Path) ->
     assert "scans of 600 x 450 voxels are learned in crops, to train in reasonable time" in flat.fingerprint["notes"]
 
 
-def test_a_gpu_gets_wider_networks_and_little_memory_narrower_ones_then_smaller_batches(
+def test_a_gpu_gets_wider_networks_and_little_memory_narrow_ones_and_a_small_batch(
     gray: Dataset, gray_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = []
-    for memory in (80.0, 0.6, 0.02):
+    for memory in (80.0, 0.02):
         machine = Machine("cuda", "a GPU", 8, memory, True)
         monkeypatch.setattr(fingerprint, "read_machine", lambda device, machine=machine: machine)
         plans.append(make_plan(gray).denoiser)
-    wide, tight, tiny = plans
+    wide, tiny = plans
     assert wide.channels > gray_plan.denoiser.channels
-    assert wide.channels > tight.channels
+    assert wide.channels > tiny.channels
     assert (wide.batch_size, wide.gradient_checkpointing) == (8, False)
     assert (tiny.batch_size, tiny.gradient_checkpointing) == (1, True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from medgen.conditions import spline
 from medgen.conditions.mask import signed_distance
+from medgen.conditions.topology import topology, topology_change
 from medgen.types import BadInputError, Shape, Spacing
 
-# Variance that a cubic B-spline keeps of independent control points, per axis: the mean over a cell of sum_l B_l(u)^2.
-_SPLINE_VARIANCE = 151 / 315
 # Local volume may change at most by this factor either way: a fold has a negative ratio, and tissue that shrinks or
 # grows five-fold within one organ is not a variant of the same anatomy.
 _MAX_LOCAL_VOLUME_CHANGE = 5.0
@@ -28,9 +28,6 @@ _MAX_LOCAL_VOLUME_CHANGE = 5.0
 _TRUNCATION_VOXELS = 4.0
 # Voxels that are warped at once: bounds the memory of the coordinates on large volumes.
 _CHUNK_VOXELS = 2_000_000
-
-# Per class: components, holes, touched borders of the field of view as (axis, side).
-_Topology = dict[int, tuple[int, int, frozenset[tuple[int, int]]]]
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def deform_label(
     }
     _check_strengths(strengths, control, max_attempts)
     distances, values = _class_distances(array, steps)
-    before = _topology(array)
+    before = topology(array)
     reasons: Counter[str] = Counter()
     for attempt in range(1, max_attempts + 1):
         deformation = _draw(array.shape, steps, center, strengths, control, generator, attempt)
@@ -151,7 +148,10 @@ def deform_label(
             reasons["folded or implausibly stretched"] += 1
             continue
         deformed = _warp(distances, values, deformation)
-        reason = _rejection(array, deformed, before, keep_components)
+        if np.array_equal(array, deformed):
+            reason: str | None = "too weak to move a voxel"
+        else:
+            reason = topology_change(before, deformed, keep_components=keep_components)
         if reason is None:
             return torch.from_numpy(deformed).to(label.dtype), deformation
         reasons[reason] += 1
@@ -187,7 +187,7 @@ def apply_deformation(label: torch.Tensor, deformation: Deformation) -> torch.Te
     return torch.from_numpy(_warp(*_class_distances(array, steps), deformation)).to(label.dtype)
 
 
-def displacement(deformation: Deformation, points: Iterable[np.ndarray]) -> np.ndarray:
+def displacement(deformation: Deformation, points: Sequence[np.ndarray]) -> np.ndarray:
     """Elastic displacement on a rectilinear grid of points.
 
     Args:
@@ -197,10 +197,11 @@ def displacement(deformation: Deformation, points: Iterable[np.ndarray]) -> np.n
     Returns:
         ``(*lengths of points, spatial_dims)`` float64, in mm, along array axes.
     """
-    return _spline(deformation, [_basis(axis, deformation.control_spacing) for axis in points])
+    control = deformation.control_spacing
+    return spline.evaluate(_control_points(deformation), [spline.basis(axis, control) for axis in points])
 
 
-def jacobian(deformation: Deformation, points: Iterable[np.ndarray]) -> np.ndarray:
+def jacobian(deformation: Deformation, points: Sequence[np.ndarray]) -> np.ndarray:
     """Jacobian matrix of the map from a deformed point to its source, from the analytic spline derivative.
 
     Args:
@@ -212,10 +213,11 @@ def jacobian(deformation: Deformation, points: Iterable[np.ndarray]) -> np.ndarr
         coordinate i with respect to coordinate j. Its determinant is source volume over deformed volume.
     """
     control = deformation.control_spacing
-    values = [_basis(axis, control) for axis in points]
-    slopes = [_basis(axis, control, derivative=True) for axis in points]
+    displacements = _control_points(deformation)
+    values = [spline.basis(axis, control) for axis in points]
+    slopes = [spline.basis(axis, control, derivative=True) for axis in points]
     columns = [
-        _spline(deformation, [slopes[axis] if axis == along else values[axis] for axis in range(len(values))])
+        spline.evaluate(displacements, [slopes[axis] if axis == along else values[axis] for axis in range(len(values))])
         for along in range(len(values))
     ]
     return np.linalg.inv(_affine(deformation)) + np.stack(columns, axis=-1)
@@ -266,38 +268,13 @@ def _affine(deformation: Deformation) -> np.ndarray:
     return matrix
 
 
-def _basis(points: np.ndarray, control_spacing: float, *, derivative: bool = False) -> np.ndarray:
-    """Cubic B-spline weights ``(points, 4 + last cell)`` of the control points along one axis, or their derivative."""
-    position = np.asarray(points, dtype=np.float64) / control_spacing
-    cell = np.floor(position).astype(int)
-    u = position - cell
-    if derivative:
-        weights = [-((1 - u) ** 2) / 2, (3 * u**2 - 4 * u) / 2, (-3 * u**2 + 2 * u + 1) / 2, u**2 / 2]
-        weights = [weight / control_spacing for weight in weights]
-    else:
-        weights = [(1 - u) ** 3 / 6, (3 * u**3 - 6 * u**2 + 4) / 6, (-3 * u**3 + 3 * u**2 + 3 * u + 1) / 6, u**3 / 6]
-    matrix = np.zeros((len(u), int(cell.max(initial=0)) + 4))
-    for offset, weight in enumerate(weights):
-        matrix[np.arange(len(u)), cell + offset] = weight
-    return matrix
-
-
 def _control_points(deformation: Deformation) -> np.ndarray:
     """Displacements of all control points, ``(n_0, ..., d)`` mm, scaled to give the field the recorded deviation."""
     extents = [(number - 1) * step for number, step in zip(deformation.shape, deformation.spacing, strict=True)]
-    counts = [math.floor(extent / deformation.control_spacing) + 4 for extent in extents]
+    counts = [spline.count_control_points(extent, deformation.control_spacing) for extent in extents]
     source = torch.Generator().manual_seed(deformation.elastic_seed)
     normal = torch.randn(*counts, len(counts), generator=source, dtype=torch.float64).numpy()
-    return normal * (deformation.elastic / _SPLINE_VARIANCE ** (len(counts) / 2))
-
-
-def _spline(deformation: Deformation, bases: list[np.ndarray]) -> np.ndarray:
-    """Sum over the control points with one weight matrix per axis, ``(points..., d)``."""
-    field = _control_points(deformation)
-    for axis, basis in enumerate(bases):
-        needed = np.moveaxis(field, axis, 0)[: basis.shape[1]]
-        field = np.moveaxis(np.tensordot(basis, needed, axes=1), 0, axis)
-    return field
+    return normal * (deformation.elastic / spline.VARIANCE ** (len(counts) / 2))
 
 
 def _local_volume_change(deformation: Deformation) -> float:
@@ -349,39 +326,6 @@ def _warp(distances: torch.Tensor, values: np.ndarray, deformation: Deformation)
         )
         parts.append(sampled[0].argmax(dim=0).numpy())
     return values[np.concatenate(parts)]
-
-
-def _topology(array: np.ndarray) -> _Topology:
-    """Components, holes or cavities, and touched borders of each class that is present."""
-    found = {}
-    everywhere = ndimage.generate_binary_structure(array.ndim, array.ndim)
-    for value, box in enumerate(ndimage.find_objects(array), start=1):
-        if box is None:
-            continue
-        inside = np.pad(array[box] == value, 1)
-        # Digital topology needs the dual connectivity for the complement, or a diagonal line would open and close.
-        components, holes = ndimage.label(inside, everywhere)[1], ndimage.label(~inside)[1] - 1
-        borders = [(axis, 0) for axis, part in enumerate(box) if part.start == 0]
-        borders += [(axis, 1) for axis, part in enumerate(box) if part.stop == array.shape[axis]]
-        found[value] = (components, holes, frozenset(borders))
-    return found
-
-
-def _rejection(array: np.ndarray, deformed: np.ndarray, before: _Topology, keep_components: bool) -> str | None:
-    """Why a deformed map is not a plausible variant of its source; None where it is."""
-    if np.array_equal(array, deformed):
-        return "too weak to move a voxel"
-    after = _topology(deformed)
-    for value, (components, holes, borders) in before.items():
-        if value not in after:
-            return f"class {value} lost"
-        if not after[value][2] <= borders:
-            return f"class {value} cut by the field of view"
-        if keep_components and after[value][0] != components:
-            return f"class {value} split or merged"
-        if keep_components and after[value][1] != holes:
-            return f"class {value} with other holes"
-    return None
 
 
 def _foreground(array: np.ndarray, spacing: Spacing) -> tuple[float, tuple[float, ...]]:

@@ -21,6 +21,8 @@ from medgen.data.io import ImageDtype, write_bytes, write_image, write_label
 from medgen.types import BadInputError, Grid
 
 RUN_FILE = "run.json"
+# Stays in every image and label, also where it is copied out of its folder.
+SYNTHETIC_MARK = "medgen synthetic, not a patient"
 # What a run may leave in its folder: `overwrite` removes these and nothing else.
 _OWN_NAMES = ("imagesTr", "labelsTr", "dataset.json", "manifest.jsonl", "contact_sheet.png", "README.md", RUN_FILE)
 _CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -154,7 +156,7 @@ def write_case(
     image_dtype: ImageDtype,
     rgb: bool = False,
 ) -> CasePaths:
-    """Write one labelled scan.
+    """Write one labelled scan; every file says in its header that it is synthetic.
 
     Args:
         root: Folder made by :func:`prepare_output`.
@@ -186,8 +188,8 @@ def write_case(
     paths = case_paths(root, case, num_files=1 if rgb else image.shape[0], ending=ending)
     parts: Sequence[torch.Tensor] = [image] if rgb else list(image.split(1))
     for path, part in zip(paths.images, parts, strict=True):
-        write_image(path, part, grid, dtype=image_dtype)
-    write_label(paths.label, label, grid)
+        write_image(path, part, grid, dtype=image_dtype, description=SYNTHETIC_MARK)
+    write_label(paths.label, label, grid, description=SYNTHETIC_MARK)
     return paths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -113,11 +114,12 @@ class Normalization:
         if self.method == "percentile" and not (self.low >= 0 and self.high <= 100):
             raise ValueError(f"normalization: expected percentiles in 0-100, got low {self.low}, high {self.high}.")
 
-    def fit(self, image: torch.Tensor) -> IntensityMap:
+    def fit(self, image: torch.Tensor, *, source: str | Path = "image") -> IntensityMap:
         """Find the map for one scan.
 
         Args:
             image: ``(C, *spatial)`` in source units, finite.
+            source: File that the scan was read from, for the message.
 
         Returns:
             The map, with one pair of numbers per channel.
@@ -127,7 +129,8 @@ class Normalization:
                 finite, or all of it lies outside the window, or both percentiles coincide.
         """
         rows = image.detach().cpu().reshape(image.shape[0] if self.per_channel else 1, -1).numpy()
-        pairs = [self._fit_row(row, f"channel {index}" if len(rows) > 1 else "image") for index, row in enumerate(rows)]
+        names = [f"{source}, channel {index}" if len(rows) > 1 else f"{source}" for index in range(len(rows))]
+        pairs = [self._fit_row(row, name) for row, name in zip(rows, names, strict=True)]
         if not self.per_channel:
             pairs = pairs * image.shape[0]
         return IntensityMap(scale=tuple(scale for scale, _ in pairs), shift=tuple(shift for _, shift in pairs))

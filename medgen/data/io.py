@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import io
 import math
 import os
 import struct
@@ -17,19 +16,19 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-import png
 import tifffile
 import torch
 from PIL import Image
 
-from medgen.data import dicom
+from medgen.data import dicom, raster
 from medgen.types import BadInputError, Grid
 
 ImageDtype = Literal["uint8", "uint16", "int16", "float32"]
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png", ".tif", ".tiff")
 
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-_TIFF_PACKING = 2000
+# NIfTI keeps 80 bytes for `descrip`, the last one for the end of the text.
+_DESCRIPTION_LENGTH = 79
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -124,7 +123,7 @@ def read_grid(path: str | Path) -> Grid:
         raise _unreadable(path, error) from error
 
 
-def write_image(path: str | Path, image: torch.Tensor, grid: Grid, *, dtype: ImageDtype) -> None:
+def write_image(path: str | Path, image: torch.Tensor, grid: Grid, *, dtype: ImageDtype, description: str = "") -> None:
     """Write one scan, whole or not at all.
 
     Args:
@@ -132,9 +131,11 @@ def write_image(path: str | Path, image: torch.Tensor, grid: Grid, *, dtype: Ima
         image: ``(C, H, W[, D])`` in source units; integer types round, and clip to their range.
         grid: Grid of the image; NIfTI stores its affine in mm, PNG stores no geometry.
         dtype: Type on disk; PNG holds ``uint8`` and ``uint16``.
+        description: Up to 79 ASCII characters that stay in the file: NIfTI field ``descrip``, PNG text ``Description``.
 
     Raises:
-        ValueError: If image, grid, dtype and the kind of file do not fit together, or the image is not finite.
+        ValueError: If image, grid, dtype and the kind of file do not fit together, the image is not finite, or the
+            description does not fit.
         OSError: If the disk is full or the folder cannot be written; no part of the file remains.
     """
     path = Path(path)
@@ -148,19 +149,20 @@ def write_image(path: str | Path, image: torch.Tensor, grid: Grid, *, dtype: Ima
     if dtype != "float32":
         limits = np.iinfo(dtype)
         array = np.clip(np.round(array), limits.min, limits.max).astype(dtype)
-    write_bytes(path, _encode(path, array, grid))
+    write_bytes(path, _encode(path, array, grid, description))
 
 
-def write_label(path: str | Path, label: torch.Tensor, grid: Grid) -> None:
+def write_label(path: str | Path, label: torch.Tensor, grid: Grid, *, description: str = "") -> None:
     """Write one label map, whole or not at all, with 8 bits where the classes fit and 16 where not.
 
     Args:
         path: ``.nii``, ``.nii.gz`` or ``.png`` (2D).
         label: ``(H, W[, D])`` integer class indices from 0.
         grid: Grid of the label map.
+        description: As for :func:`write_image`.
 
     Raises:
-        ValueError: If label, grid and the kind of file do not fit together.
+        ValueError: If label, grid and the kind of file do not fit together, or the description does not fit.
         OSError: If the disk is full or the folder cannot be written; no part of the file remains.
     """
     path = Path(path)
@@ -170,7 +172,7 @@ def write_label(path: str | Path, label: torch.Tensor, grid: Grid) -> None:
     if label.is_floating_point() or low < 0 or high > np.iinfo(np.int16).max:
         raise ValueError(f"{path}: expected integer classes from 0 to 32767, got {label.dtype} from {low} to {high}.")
     array = label.detach().cpu().numpy()[None].astype(np.uint8 if high < 256 else np.uint16)
-    write_bytes(path, _encode(path, array, grid))
+    write_bytes(path, _encode(path, array, grid, description))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -239,7 +241,7 @@ def _read(path: Path, *, label: bool) -> tuple[np.ndarray, Grid]:
             array, grid = _read_nifti(path)
         else:
             content = path.read_bytes()
-            flat = _read_png(path, content, label) if kind == "png" else _read_tiff(path, content, label)
+            flat = (raster.read_png if kind == "png" else raster.read_tiff)(path, content, label=label)
             flat = flat[..., None] if flat.ndim == 2 else flat
             array, grid = np.moveaxis(flat, -1, 0), _flat_grid(flat.shape[:2])
     except (BadInputError, MemoryError):
@@ -291,76 +293,20 @@ def _nifti_grid(path: Path, image: Any) -> Grid:
     return Grid(shape=shape[:2] if len(shape) == 3 and shape[2] == 1 else shape, affine=affine, known=known)
 
 
-def _read_png(path: Path, content: bytes, label: bool) -> np.ndarray:
-    Image.open(io.BytesIO(content)).verify()  # every chunk and its checksum; decoding alone would not look
-    picture = Image.open(io.BytesIO(content))
-    depth, color = content[24], content[25]  # IHDR
-    frames = int(getattr(picture, "n_frames", 1))
-    if frames > 1:
-        raise BadInputError(f"{path}: expected one picture, got {frames} frames. Split the file.")
-    if depth < 8 or (depth == 16 and color != 0):
-        # Pillow would reduce 16-bit colors to 8 bits and stretch 1-, 2- and 4-bit values.
-        width, height, rows, info = png.Reader(bytes=content).read()
-        flat = np.vstack([np.asarray(row) for row in rows]).reshape(height, width, info["planes"])
-    else:
-        flat = np.asarray(picture)
-    if color == 3:
-        if label:
-            return flat.reshape(picture.height, picture.width)
-        flat = np.asarray(picture.convert("RGBA"))
-    elif "transparency" in picture.info:
-        raise BadInputError(f"{path}: expected an opaque picture, got a transparent color. Save it without.")
-    flat = flat.reshape(picture.height, picture.width, -1)
-    return _without_alpha(path, flat) if flat.shape[-1] in (2, 4) else flat
-
-
-def _without_alpha(path: Path, flat: np.ndarray) -> np.ndarray:
-    if flat.dtype.kind != "u" or (flat[..., -1] != np.iinfo(flat.dtype).max).any():
-        raise BadInputError(f"{path}: expected no transparency, got an alpha channel in use. Save it without alpha.")
-    return flat[..., :-1]
-
-
-def _read_tiff(path: Path, content: bytes, label: bool) -> np.ndarray:
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        page = file.pages.first
-        # A damaged size must not fill the memory: no lossless codec packs this tightly.
-        if page.nbytes > _TIFF_PACKING * len(content):
-            raise BadInputError(
-                f"{path}: expected a picture that fits {len(content)} bytes, got one of {page.nbytes}. Copy it again."
-            )
-        photometric = tifffile.PHOTOMETRIC(page.photometric)
-        stacked = sum(series.size for series in file.series) // max(page.size, 1)
-        if max(stacked, len(file.pages)) != 1:
-            raise BadInputError(f"{path}: expected one page, got {max(stacked, len(file.pages))}. Save a NIfTI volume.")
-        allowed = {tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB}
-        if photometric not in allowed | ({tifffile.PHOTOMETRIC.PALETTE} if label else set()):
-            raise BadInputError(
-                f"{path}: expected a gray (black is 0) or RGB picture, got {photometric.name}. Save it as one of these."
-            )
-        try:
-            flat = page.asarray()
-            if flat.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-                flat = np.moveaxis(flat, 0, -1)
-        except ValueError as error:
-            # Codecs such as LZW: Pillow has them built in, but only for pictures that it holds exactly.
-            picture = Image.open(io.BytesIO(content))
-            if "imagecodecs" not in str(error) or picture.mode not in ("L", "RGB", "RGBA", "P", "I;16", "F"):
-                raise
-            flat = np.asarray(picture)
-        flat = flat.reshape(page.imagelength, page.imagewidth, -1)
-        # Samples of unstated meaning (0) are channels, as microscopes write them.
-        return _without_alpha(path, flat) if any(int(extra) for extra in page.extrasamples) else flat
-
-
-def _encode(path: Path, array: np.ndarray, grid: Grid) -> bytes:
+def _encode(path: Path, array: np.ndarray, grid: Grid, description: str) -> bytes:
     name = path.name.lower()
+    if len(description) > _DESCRIPTION_LENGTH or not (description.isascii() and description.isprintable()):
+        raise ValueError(
+            f"{path}: expected a description of at most {_DESCRIPTION_LENGTH} printable ASCII characters, "
+            f"got {len(description)}: {description!r}."
+        )
     if name.endswith(".png"):
         if grid.spatial_dims != 2 or array.shape[0] not in (1, 3) or array.dtype not in (np.uint8, np.uint16):
             raise ValueError(
                 f"{path}: expected a 2D picture with 1 or 3 channels of uint8 or uint16, "
                 f"got shape {array.shape} of {array.dtype}. Write NIfTI instead."
             )
-        return _encode_png(array)
+        return raster.encode_png(array, description=description)
     if not name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: expected a name that ends in .nii, .nii.gz or .png, got {path.name}.")
     if array.shape[0] != 1:
@@ -368,6 +314,7 @@ def _encode(path: Path, array: np.ndarray, grid: Grid) -> bytes:
     volume = array[0] if grid.spatial_dims == 3 else array[0][..., None]
     image = nib.Nifti1Image(volume, None, dtype=volume.dtype)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
     if grid.known:
         affine = np.asarray(grid.affine, dtype=np.float64)
         unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -382,15 +329,3 @@ def _encode(path: Path, array: np.ndarray, grid: Grid) -> bytes:
     content = image.to_bytes()
     # No time stamp: the same voxels give the same file.
     return gzip.compress(content, compresslevel=4, mtime=0) if name.endswith(".gz") else content
-
-
-def _encode_png(array: np.ndarray) -> bytes:
-    channels, height, width = array.shape
-    buffer = io.BytesIO()
-    if array.dtype == np.uint16 and channels == 3:
-        rows = np.moveaxis(array, 0, -1).reshape(height, width * channels).astype(">u2")
-        png.Writer(width, height, greyscale=False, bitdepth=16).write_packed(buffer, (row.tobytes() for row in rows))
-    else:
-        flat = array[0] if channels == 1 else np.moveaxis(array, 0, -1)
-        Image.fromarray(np.ascontiguousarray(flat)).save(buffer, format="PNG")
-    return buffer.getvalue()

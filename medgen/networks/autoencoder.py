@@ -62,7 +62,6 @@ class Autoencoder(ModelMixin, ConfigMixin):
         channels: Feature channels per level; each level after the first halves the resolution.
         latent_channels: Channels of the latent grid.
         num_res_blocks: Residual blocks per level.
-        norm_num_groups: A divisor of every entry of ``channels``; MONAI asks for it before the norms are replaced.
     """
 
     @register_to_config
@@ -73,7 +72,6 @@ class Autoencoder(ModelMixin, ConfigMixin):
         channels: Sequence[int] = (32, 64, 64),
         latent_channels: int = 4,
         num_res_blocks: int = 1,
-        norm_num_groups: int = 8,
     ) -> None:
         super().__init__()
         self.network = AutoencoderKL(
@@ -86,7 +84,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             attention_levels=(False,) * len(channels),
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
-            norm_num_groups=norm_num_groups,
+            norm_num_groups=1,  # MONAI wants a number; the norms are replaced right below
         )
         _replace_group_norms(self.network)
         self.haar = HaarTransform(spatial_dims, in_channels, self.compression, latent_channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import gcd
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -50,7 +51,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         attention_levels: Which levels attend.
         num_res_blocks: Residual blocks per level.
         num_head_channels: Channels of one attention head.
-        norm_num_groups: Groups of the norms; divides every entry of ``channels``.
+        norm_num_groups: Most groups of a norm; the greatest that also divides every entry of ``channels`` is taken.
         mask_classes: Channels of the one-hot mask; 0 builds a denoiser without a mask.
         mask_channels: Feature channels of the embedded mask.
         mask_stride: Mask voxels per input voxel along an axis (the autoencoder's compression; 1 in pixel space).
@@ -82,7 +83,7 @@ class Denoiser(ModelMixin, ConfigMixin):
             attention_levels=tuple(attention_levels),
             num_res_blocks=num_res_blocks,
             num_head_channels=num_head_channels,
-            norm_num_groups=norm_num_groups,
+            norm_num_groups=gcd(norm_num_groups, *channels),
             use_flash_attention=True,
         )
 

@@ -25,11 +25,13 @@ class Batch:
     Attributes:
         specs: The samples.
         settings: How they are sampled.
+        threads: Threads of the CPU kernels: their number decides how sums are split, and so their rounding.
         only: Cases to keep; None keeps all. The others run along because a batch decides the rounding.
     """
 
     specs: tuple[SampleSpec, ...]
     settings: SamplingSettings
+    threads: int
     only: frozenset[str] | None = None
 
     @property
@@ -144,15 +146,14 @@ def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
     records = read_manifest(manifest)
     if not records:
         raise BadInputError(f"{manifest}: expected at least one sample, got none. Name the manifest of a finished run.")
-    for name in ("model_hash", "runtime"):
-        different = {str(getattr(record, name)) for record in records}
-        if len(different) > 1:
-            raise BadInputError(
-                f"{manifest}: expected samples of one run, got {len(different)} different values of {name}. Replay the "
-                "parts one by one."
-            )
+    models = {record.model_hash for record in records}
+    if len(models) > 1:
+        raise BadInputError(
+            f"{manifest}: expected samples of one model, got {len(models)} different values of model_hash. Replay the "
+            "parts one by one."
+        )
     find = cache(partial(_find_label, manifest, labels))
-    batches: dict[tuple[tuple[SampleSpec, ...], SamplingSettings], set[str]] = {}
+    batches: dict[tuple[tuple[SampleSpec, ...], SamplingSettings, int], set[str]] = {}
     for record in records:
         settings = SamplingSettings(**{item.name: getattr(record, item.name) for item in fields(SamplingSettings)})
         specs = tuple(
@@ -165,8 +166,8 @@ def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
             )
             for member in record.batch
         )
-        batches.setdefault((specs, settings), set()).add(record.case)
-    rebuilt = [Batch(specs, settings, frozenset(wanted)) for (specs, settings), wanted in batches.items()]
+        batches.setdefault((specs, settings, record.runtime["threads"]), set()).add(record.case)
+    rebuilt = [Batch(*key, only=frozenset(wanted)) for key, wanted in batches.items()]
     return Replay(manifest, records, rebuilt)
 
 

@@ -99,7 +99,6 @@ def synthesize(
             batches=again.batches,
             identity={"replay": sha256_file(again.manifest), "model_hash": generator.weights_hash},
             arguments={"replay": str(again.manifest.resolve())},
-            threads=again.runtime["threads"],
         )
     else:
         job = _plan_job(
@@ -130,8 +129,7 @@ def synthesize(
             f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
         )
     state.wait_for_everyone()
-    with threads(job.threads):
-        _make(output, generator, str(model), job.batches, state, skip_bad=skip_bad)
+    _make(output, generator, str(model), job.batches, state, skip_bad=skip_bad)
     state.wait_for_everyone()
     if state.is_main_process:
         records = read_done(output)
@@ -152,7 +150,6 @@ class _Job:
     batches: list[Batch]
     identity: dict[str, Any]
     arguments: dict[str, Any]
-    threads: int
     rejected: list[Rejection] = field(default_factory=list)
 
 
@@ -176,10 +173,12 @@ def _plan_job(
     options = {"label_source": source, "num_samples": count, "batch_size": batch_size, "seed": seed, **asdict(settings)}
     digest = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     return _Job(
-        batches=[Batch(tuple(specs[at : at + batch_size]), settings) for at in range(0, len(specs), batch_size)],
+        batches=[
+            Batch(tuple(specs[at : at + batch_size]), settings, torch.get_num_threads())
+            for at in range(0, len(specs), batch_size)
+        ],
         identity={**options, "labels_sha256": digest if files else None},
         arguments={"labels": str(Path(labels).resolve()) if labels else None, **options, "skip_bad": skip_bad},
-        threads=torch.get_num_threads(),
         rejected=rejected,
     )
 
@@ -204,7 +203,6 @@ def _make(
         desc="synthesize",
         disable=not state.is_main_process,
     )
-    runtime = runtime_info(generator.device)
     with bar:
         for batch in share:
             missing = batch.wanted - done
@@ -216,7 +214,10 @@ def _make(
                     prepared.append(prepare(spec, generator))
             if not any(item.spec.case in missing for item in prepared):
                 continue  # an earlier run left these out, and so does this one
-            for item in sample_batch(generator, prepared, batch.settings, on_step=lambda at: bar.set_postfix(step=at)):
+            with threads(batch.threads):
+                runtime = runtime_info(generator.device)
+                made = sample_batch(generator, prepared, batch.settings, on_step=lambda at: bar.set_postfix(step=at))
+            for item in made:
                 if item.spec.case in missing:
                     record = write_sample(output, generator, model, item, batch.settings, runtime)
                     append_record(output / MANIFEST, record)

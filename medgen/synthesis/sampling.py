@@ -15,7 +15,7 @@ from medgen.data.geometry import from_model, valid_mask
 from medgen.diffusion.guidance import guide
 from medgen.diffusion.sampler import sample
 from medgen.generator import Generator
-from medgen.precision import autocast, memory_format
+from medgen.precision import autocast, is_out_of_memory, memory_format
 from medgen.seeding import seeded_noise
 from medgen.synthesis.labels import LabelledGrid, generate_labels, prepare
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
@@ -105,7 +105,7 @@ def sample_batch(
         try:
             done += _sample_group(generator, group, settings, on_step)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             remedy = "Lower batch_size" if len(group) > 1 else "Lower max_memory_gb, or use smaller label maps"
             raise MemoryError(
@@ -126,7 +126,7 @@ def _sample_group(
     return [
         SyntheticSample(
             image=_to_source(image, item, generator),
-            label=item.label.clone(),
+            label=item.label.clone(),  # outside inference mode, so that it can go into a training loop
             grid=item.placement.source,
             spec=item.spec,
             label_record=item.record,
@@ -182,16 +182,9 @@ def _run_networks(
 
 def _to_source(image: torch.Tensor, item: LabelledGrid, generator: Generator) -> torch.Tensor:
     """Back onto the label's own grid, into source units, rounded to what the file type can hold."""
-    # A copy made outside inference mode, so that the scan can go into a training loop.
-    own = generator.config.intensity.inverse(from_model(image.clone(), item.placement, mode="linear"))
+    own = generator.config.intensity.inverse(from_model(image, item.placement, mode="linear"))
     kind = np.dtype(generator.config.image_dtype)
     if kind.kind == "f":
         return own
     limits = np.iinfo(kind)
     return own.round().clamp(limits.min, limits.max)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)

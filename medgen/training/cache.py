@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from typing import Any
 import torch
 from monai.transforms import RandAffine
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from medgen.data.dataset import Case, Dataset, load_cases
 from medgen.data.geometry import place, to_model, valid_mask
 from medgen.planning import DenoiserPlan, Plan
 from medgen.seeding import derive_seed, stream
-from medgen.types import Sample
+from medgen.training.tensors import save_tensors
+from medgen.types import BadInputError, Sample
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,6 @@ def key_of(*parts: Any) -> str:
     """
     plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file under a temporary name, then rename it.
-
-    Args:
-        tensors: Name to tensor.
-        path: Target.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
 
 
 def cache_scans(
@@ -109,11 +96,14 @@ def cache_scans(
 
 def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
     if sample.image is None or sample.label is None:
-        raise ValueError(f"{sample.case}: expected an image and a label, got only one of them")
+        raise BadInputError(f"{sample.case}: expected an image and a label, got only one of them. Add the other.")
     placement = place(
         sample.grid, spacing=plan.spacing, orientation=plan.orientation, min_size=plan.size, divisor=divisor
     )
-    intensity = plan.normalization.fit(sample.image)
+    try:
+        intensity = plan.normalization.fit(sample.image)
+    except BadInputError as error:
+        raise BadInputError(f"{sample.case}: {error}") from error
     image = to_model(intensity.forward(sample.image), placement, mode="linear", padding="reflect")
     label = to_model(sample.label, placement, mode="nearest", padding="constant")
     values = torch.tensor(sorted(plan.class_names))
@@ -129,9 +119,7 @@ def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
         "label": torch.searchsorted(values, label.long()).to(torch.uint8),
         "valid": valid_mask(placement),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"entry": json.dumps(entry)})
-    os.replace(temporary, path)
+    save_tensors(tensors, path, {"entry": json.dumps(entry)})
 
 
 def _read_entry(path: Path) -> CachedScan:

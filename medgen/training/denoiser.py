@@ -90,8 +90,9 @@ class DenoiserStage:
         with safe_open(path, framework="pt") as file:
             x, label, valid = (file.get_slice(name)[variant] for name in ("x", "label", "valid"))
         if self.num_classes == 1:
-            label = torch.zeros_like(label)
-        mask = one_hot(label[None].long(), self.num_classes, valid=valid[None])[0]
+            mask = valid[None].float()
+        else:
+            mask = one_hot(label[None].long(), self.num_classes, valid=valid[None])[0]
         stride = valid.shape[-1] // x.shape[-1]
         pool = F.avg_pool3d if valid.ndim == 3 else F.avg_pool2d
         inside = pool(valid[None, None].float(), stride)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -16,12 +15,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from medgen.precision import is_out_of_memory
+from medgen.provenance import write_text
 from medgen.seeding import stream
+from medgen.training.tensors import save_tensors
 
 KEPT_CHECKPOINTS = 2
 
@@ -156,7 +157,16 @@ def run_stage(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)
         first = step * batch_size
-        terms = stage.update(step, list(range(first + rank, first + batch_size, world)))
+        try:
+            terms = stage.update(step, list(range(first + rank, first + batch_size, world)))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"stage {stage.name}, step {step}: expected memory for batches of {batch_size}, got too little. Lower "
+                f"batch_size in the plan's section {stage.name!r} or set gradient_checkpointing there; the last "
+                "checkpoint is whole."
+            ) from error
         ema.step(parameters)
         done = step + 1
         values = _mean_terms(terms, accelerator)
@@ -230,15 +240,7 @@ def _save(stage: Stage, ema: EMAModel, folder: Path, step: int) -> None:
     tensors |= {f"ema.{index}": value for index, value in enumerate(ema.shadow_params)}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.safetensors"
-    temporary = folder / ".checkpoint.tmp"
-    save_file(
-        {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
-        temporary,
-        metadata={"scalars": json.dumps(scalars)},
-    )
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    save_tensors(tensors, path, {"scalars": json.dumps(scalars)})
     for old in sorted(folder.glob("step_*.safetensors"))[:-KEPT_CHECKPOINTS]:
         old.unlink()
 
@@ -280,6 +282,4 @@ def _truncate_log(path: Path, step: int) -> None:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that a kill cut short
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(line + "\n" for line in kept))

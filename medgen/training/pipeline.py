@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,11 +17,22 @@ from medgen.data.dataset import Dataset, read_dataset, split_cases
 from medgen.data.intensity import IntensityMap
 from medgen.generator import Generator, GeneratorConfig
 from medgen.networks import Autoencoder, Denoiser
-from medgen.planning import DenoiserPlan, Plan, make_plan, network_arguments, read_plan, summarize_plan, write_plan
-from medgen.precision import autocast, resolve_precision
+from medgen.planning import (
+    DenoiserPlan,
+    Plan,
+    check_plan,
+    make_plan,
+    network_arguments,
+    read_plan,
+    summarize_plan,
+    write_plan,
+)
+from medgen.precision import autocast, resolve_device, resolve_precision
+from medgen.provenance import write_text
 from medgen.seeding import derive_seed
 from medgen.training.autoencoder import AutoencoderStage
 from medgen.training.cache import CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
+from medgen.training.card import write_card
 from medgen.training.denoiser import DenoiserStage
 from medgen.training.loop import finished, run_stage
 from medgen.training.preview import preview_images, preview_labels
@@ -66,13 +78,14 @@ def train(
         BadInputError: If the data or the plan cannot be used, or the output folder holds another run.
     """
     dataset = read_dataset(data)
-    plan = plan or _earlier_plan(output) or make_plan(dataset)
+    plan = plan or _earlier_plan(output) or make_plan(dataset, device=device)
+    check_plan(plan, dataset)
     if max_steps is not None:
         plan = _cap(plan, max_steps)
     if dry_run:
-        print(summarize_plan(plan, dataset))
+        print(summarize_plan(plan, dataset, device=device))
         return Path(output)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=resolve_device(device).type == "cpu")
     run = _Run(dataset, plan, Path(output), accelerator, skip_bad=skip_bad, seed=seed)
     if "autoencoder" in stages and plan.autoencoder is not None:
         run.train_autoencoder()
@@ -113,7 +126,12 @@ class _Run:
             print(f"training on {accelerator.device} in {self.precision}, {accelerator.num_processes} process(es)")
             self._claim_folder()
         accelerator.wait_for_everyone()
-        train_cases, val_cases = split_cases(dataset, seed=seed)
+        train_cases, val_cases = (
+            [case for case in cases if case.label is not None] for cases in split_cases(dataset, seed=seed)
+        )
+        unlabelled = sum(case.label is None for case in dataset.cases)
+        if unlabelled and accelerator.is_main_process:
+            print(f"{unlabelled} cases without a label are not used")
         with accelerator.main_process_first():
             common: dict[str, Any] = {"divisor": self._divisor(), "skip_bad": skip_bad}
             self.train = cache_scans(dataset, train_cases, plan, folder, title="training", **common)
@@ -121,8 +139,8 @@ class _Run:
         if not self.train:
             raise BadInputError(f"{dataset.root}: expected at least one training case with image and label, got none.")
         if accelerator.is_main_process and dataset.rejected:
-            rows = "".join(f"{dataclasses.asdict(row)}\n" for row in dataset.rejected)
-            (folder / "rejected.jsonl").write_text(rows)
+            rows = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in dataset.rejected)
+            write_text(folder / "rejected.jsonl", rows)
             print(f"{len(dataset.rejected)} unusable cases skipped; see {folder / 'rejected.jsonl'}")
 
     def _divisor(self) -> int:
@@ -300,6 +318,7 @@ class _Run:
 
         def preview(step: int, picture: Path) -> None:
             generator.save_pretrained(self.folder)
+            write_card(generator, self.folder)
             preview_images(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
 
         self._train_denoiser("denoiser", denoiser, plan, generator, preview)
@@ -317,6 +336,7 @@ class _Run:
 
         def preview(step: int, picture: Path) -> None:
             generator.save_pretrained(self.folder)
+            write_card(generator, self.folder)
             preview_labels(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
 
         self._train_denoiser("label", denoiser, plan, generator, preview)

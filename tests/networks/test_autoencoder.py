@@ -13,9 +13,7 @@ from medgen.networks.autoencoder import ChannelNorm
 @pytest.fixture(params=[2, 3])
 def autoencoder(request):
     torch.manual_seed(0)
-    return Autoencoder(
-        spatial_dims=request.param, channels=(8, 16), latent_channels=3, num_res_blocks=1, norm_num_groups=4
-    ).eval()
+    return Autoencoder(spatial_dims=request.param, channels=(8, 16), latent_channels=3, num_res_blocks=1).eval()
 
 
 def latents_for(autoencoder, size):

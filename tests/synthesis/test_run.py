@@ -143,7 +143,7 @@ def test_pictures_are_written_as_png_of_the_training_sets_kind(
 def test_a_killed_run_continues_to_the_same_voxels(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = {"model": str(model_3d), "labels": labels_3d, "num_samples": 8, "batch_size": 3, **FAST}
-    arguments["num_inference_steps"] = 40
+    arguments["num_inference_steps"] = 25
     synthesize(whole, **arguments)
     program = (
         "import sys, json; from medgen.synthesis import synthesize; synthesize(sys.argv[1], **json.loads(sys.argv[2]))"

@@ -71,7 +71,7 @@ def tiny_plan(spatial_dims: int, **changes) -> Plan:
         "autoencoder": AutoencoderPlan(
             channels=(8, 8),
             latent_channels=2,
-            patch_size=(8,) * spatial_dims,
+            patch_size=(16,) * spatial_dims,
             batch_size=2,
             steps=8,
             adversarial_start=4,
@@ -96,7 +96,18 @@ def launch(data: Path, output: Path, plan: Path, *, processes: int = 1) -> list[
     if processes == 1:
         return [sys.executable, "-m", "medgen", *arguments]
     start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    return [*start, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "medgen", *arguments]
+    return [
+        *start,
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "medgen",
+        *arguments,
+    ]
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -130,7 +141,10 @@ def test_a_killed_run_ends_with_the_same_losses_as_one_left_alone(tmp_path):
     plan = tmp_path / "plan.yaml"
     write_plan(tiny_plan(2, label=None), plan)
     subprocess.run(launch(data, tmp_path / "whole", plan), check=True, capture_output=True)
-    for stage in ("autoencoder", "denoiser"):  # killed once in each stage, past a checkpoint and off a checkpoint's step
+    for stage in (
+        "autoencoder",
+        "denoiser",
+    ):  # killed once in each stage, past a checkpoint and off a checkpoint's step
         log = tmp_path / "killed" / "logs" / f"{stage}.jsonl"
         process = subprocess.Popen(
             launch(data, tmp_path / "killed", plan), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,0 +1,75 @@
+"""The value objects of a data set: its cases, what it is made of, and which cases were left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+RGB = {0: "R", 1: "G", 2: "B"}
+TRAIN_SPLITS, VAL_SPLITS = ("train", "training"), ("val", "valid", "validation", "dev")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of one scan.
+
+    Attributes:
+        case: Identifier, unique within the data set.
+        images: One file per channel, or one file that holds every channel.
+        label: Label map, or None where the scan has none.
+        split: ``train``, ``val`` or another name that the data set gives, or None.
+        group: Patient or group that must not be torn apart by a split, or None.
+        text: Free text that describes the scan, or None.
+        meta: Every further column of the data set.
+    """
+
+    case: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    split: str | None = None
+    group: str | None = None
+    text: str | None = None
+    meta: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A case that was left out.
+
+    Attributes:
+        case: Identifier of the case.
+        reason: The error message, which names the file.
+    """
+
+    case: str
+    reason: str
+
+
+@dataclass
+class Dataset:
+    """A folder of scans.
+
+    Attributes:
+        root: The folder.
+        format: How the folder is laid out.
+        cases: The scans, in the order of the folder's own list or else by name.
+        class_names: Label value to name, consecutive from 0, which is the background.
+        channel_names: Channel index to name.
+        modality: ``CT``, ``MR``, ``RGB``, another name that the data set gives, or None.
+        spatial_dims: 2 or 3.
+        synthetic: True where the folder declares itself synthetic.
+        notes: What a reader of the plan should know, such as gray images in a set of RGB images.
+        rejected: Cases that :func:`load_cases` left out.
+    """
+
+    root: Path
+    format: Literal["msd", "nnunet", "metadata", "plain"]
+    cases: list[Case]
+    class_names: dict[int, str]
+    channel_names: dict[int, str]
+    modality: str | None
+    spatial_dims: int
+    synthetic: bool = False
+    notes: list[str] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)

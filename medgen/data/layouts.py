@@ -1,0 +1,372 @@
+"""Folder layouts: MSD, nnU-Net raw (v1, v2), folder + metadata file, plain images and labels.
+
+Each layout becomes one list of cases. Names and headers are looked at, voxels are not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset
+from medgen.data.io import IMAGE_SUFFIXES
+from medgen.data.survey import guess_modality, parse_class_names, scan_classes, survey_channels, survey_spatial_dims
+from medgen.types import BadInputError
+
+_RGB_NAMES = (["r", "g", "b"], ["red", "green", "blue"], ["rgb_to_0_1"] * 3)  # the last is nnU-Net's normalization
+LABEL_ENDINGS = (".nii.gz", ".nii", ".png", ".tiff", ".tif")
+_ID_COLUMNS = ("id", "case", "case_id")
+_IMAGE_COLUMNS = ("image", "file_name", "images", "path")
+_LABEL_COLUMNS = ("label", "mask", "segmentation")
+_TEXT_COLUMNS = ("text", "caption", "report")
+_GROUP_COLUMNS = ("group", "patient", "patient_id", "subject", "subject_id")
+
+
+def read_dataset(folder: str | Path) -> Dataset:
+    """List the cases of a folder in any supported layout.
+
+    Args:
+        folder: MSD or nnU-Net (v1, v2) folder with ``dataset.json``, folder with ``metadata.csv`` or
+            ``metadata.jsonl``, or folder with ``images/`` and ``labels/`` of the same names.
+
+    Returns:
+        The data set; no voxels are read, unless a folder without ``dataset.json`` has no ``classes.json`` either: then
+        every label map is scanned once for its values.
+
+    Raises:
+        BadInputError: If the folder is missing, has none of these layouts, or its list of cases cannot be used.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise BadInputError(f"{root}: expected a folder of scans, got {got}. Check the path.")
+    if (root / "dataset.json").is_file():
+        return _read_dataset_json(root)
+    metadata = [root / name for name in ("metadata.csv", "metadata.jsonl") if (root / name).is_file()]
+    if len(metadata) > 1:
+        raise BadInputError(f"{root}: expected metadata.csv or metadata.jsonl, got both. Remove one of them.")
+    if metadata:
+        cases, layout = _metadata_cases(metadata[0]), "metadata"
+    elif (root / "images").is_dir():
+        cases, layout = _plain_cases(root), "plain"
+    else:
+        raise BadInputError(
+            f"{root}: expected dataset.json (MSD, nnU-Net), metadata.csv, metadata.jsonl, or images/ and labels/, "
+            f"got {_listing(root)}. Point at the folder that holds one of them."
+        )
+    cases = _with_listed_splits(root, _unique(cases, root))
+    channel_names, notes = survey_channels(cases)
+    modalities = {case.meta["modality"] for case in cases if case.meta.get("modality")}
+    modality = modalities.pop() if len(modalities) == 1 else "RGB" if channel_names == RGB else None
+    if modality and len(channel_names) == 1:
+        channel_names = {0: modality}
+    return Dataset(
+        root=root,
+        format="metadata" if layout == "metadata" else "plain",
+        cases=cases,
+        class_names=_declared_classes(root) or scan_classes(root, cases),
+        channel_names=channel_names,
+        modality=modality,
+        spatial_dims=survey_spatial_dims(cases),
+        notes=notes,
+    )
+
+
+def read_labels(folder: str | Path) -> list[tuple[str, Path]]:
+    """List the label maps of a plain folder.
+
+    Args:
+        folder: Folder of NIfTI, PNG or TIFF label maps, such as ``labels/`` or ``labelsTr/``.
+
+    Returns:
+        ``(case, path)`` pairs, by name.
+
+    Raises:
+        BadInputError: If the folder is missing, holds no label map, or holds two for one case.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise BadInputError(f"{root}: expected a folder of label maps, got none. Check the path.")
+    found: dict[str, Path] = {}
+    for path in _files(root, LABEL_ENDINGS):
+        case = stem(path.name)
+        if case in found:
+            raise BadInputError(f"{path}: expected one label map per case, got {found[case].name} too. Remove one.")
+        found[case] = path
+    if not found:
+        inner = next((root / name for name in ("labelsTr", "labels") if (root / name).is_dir()), None)
+        remedy = f"Did you mean {inner}?" if inner else "Point at the folder that holds them."
+        raise BadInputError(f"{root}: expected label maps ({', '.join(LABEL_ENDINGS)}), got {_listing(root)}. {remedy}")
+    return list(found.items())
+
+
+def stem(name: str) -> str:
+    """Name of a file without the ending of its format.
+
+    Args:
+        name: Name of the file.
+
+    Returns:
+        ``a.v2`` for ``a.v2.nii.gz``; the name itself where it has no ending that medgen reads.
+    """
+    return next((name[: -len(ending)] for ending in IMAGE_SUFFIXES if name.lower().endswith(ending)), name)
+
+
+def _read_dataset_json(root: Path) -> Dataset:
+    path = root / "dataset.json"
+    content = _read_json(path)
+    v2 = "channel_names" in content or "file_ending" in content
+    if not v2 and "training" not in content:
+        raise BadInputError(
+            f"{path}: expected channel_names and file_ending (nnU-Net v2) or a list named training (MSD, nnU-Net v1), "
+            f"got {', '.join(sorted(content)) or 'nothing'}. Complete the file."
+        )
+    class_names = parse_class_names(path, content.get("labels"))
+    key = "channel_names" if v2 else "modality"
+    names = content.get(key)
+    if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))) or not names:
+        raise BadInputError(f'{path}: expected {key} as {{"0": "MRI", ...}}, got {names!r}. Number channels from 0.')
+    channel_names = {index: str(names[str(index)]) for index in range(len(names))}
+    if [name.lower() for name in channel_names.values()] in _RGB_NAMES:
+        channel_names = dict(RGB)
+    if v2:
+        cases, layout = _nnunet_cases(root, content), "nnunet"
+    else:
+        cases, layout = _listed_cases(root, content)
+    if not cases:
+        raise BadInputError(f"{path}: expected at least one training case, got none. Check imagesTr and the list.")
+    count = content.get("numTraining")
+    listed = sum(case.split not in VAL_SPLITS for case in cases)
+    if count is not None and count != listed:
+        warnings.warn(f"{path}: numTraining says {count} case(s), the folder has {listed}", stacklevel=3)
+    return Dataset(
+        root=root,
+        format="nnunet" if layout == "nnunet" else "msd",
+        cases=_with_listed_splits(root, _unique(cases, path)),
+        class_names=class_names,
+        channel_names=channel_names,
+        modality=guess_modality(channel_names),
+        spatial_dims=survey_spatial_dims(cases),
+        synthetic=content.get("synthetic") is True,
+    )
+
+
+def _nnunet_cases(root: Path, content: Mapping[str, Any]) -> list[Case]:
+    """nnU-Net v2: channels are found by their four-digit suffix, or listed under `dataset`."""
+    listed = content.get("dataset")
+    if listed is not None:
+        try:
+            return [
+                Case(str(name), tuple(root / path for path in entry["images"]), root / entry["label"])
+                for name, entry in listed.items()
+            ]
+        except (TypeError, KeyError, AttributeError):
+            raise BadInputError(
+                f"{root / 'dataset.json'}: expected dataset as a table of case: {{images: [...], label: ...}}, "
+                "got something else. Correct the file."
+            ) from None
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise BadInputError(f'{root / "dataset.json"}: expected file_ending as ".nii.gz", got {ending!r}. Correct it.')
+    channels = _channel_files(root / "imagesTr", ending)
+    labels = {path.name[: -len(ending)]: path for path in _files(root / "labelsTr", (ending,))}
+    for case in labels.keys() - channels.keys():
+        channels[case] = [root / "imagesTr" / f"{case}_0000{ending}"]
+    return [Case(case, tuple(channels[case]), root / "labelsTr" / f"{case}{ending}") for case in sorted(channels)]
+
+
+def _listed_cases(root: Path, content: Mapping[str, Any]) -> tuple[list[Case], str]:
+    """MSD and nnU-Net v1 share the list; v1 leaves the channel suffix out of it."""
+    rows: list[tuple[str, str, str | None]] = []
+    for key, split in (("training", None), ("validation", "val"), ("val", "val")):
+        for position, entry in enumerate(content.get(key) or []):
+            try:
+                rows.append((entry["image"], entry["label"], split))
+                root / entry["image"], root / entry["label"]
+            except (TypeError, KeyError):
+                raise BadInputError(
+                    f"{root / 'dataset.json'}: expected entry {position} of {key} as "
+                    f'{{"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}}, got {entry!r}. Correct it.'
+                ) from None
+    v1: dict[str, list[Path]] = {}
+    if rows and not any((root / image).exists() for image, _, _ in rows):
+        v1 = _channel_files(root / "imagesTr", ".nii.gz")
+    cases = []
+    for image, label, split in rows:
+        name = stem(Path(image).name)
+        cases.append(Case(name, tuple(v1.get(name, [root / image])), root / label, split))
+    return cases, "nnunet" if v1 else "msd"
+
+
+def _metadata_cases(path: Path) -> list[Case]:
+    root = path.parent
+    cases = []
+    for line, row in _rows(path):
+        values = {key: value for key, value in row.items() if value not in (None, "", [])}
+        image_key = _first(row, _IMAGE_COLUMNS)
+        if image_key is None:
+            raise BadInputError(
+                f"{path}: expected a column named {' or '.join(_IMAGE_COLUMNS)}, got {', '.join(map(str, row))}. "
+                "Rename the column that names the image file."
+            )
+        image = values.get(image_key)
+        if image is None:
+            raise BadInputError(f"{path}, line {line}: expected a file in {image_key}, got nothing. Fill it in.")
+        images = image if isinstance(image, list) else str(image).split(";")
+        label_key, id_key = _first(values, _LABEL_COLUMNS), _first(values, _ID_COLUMNS)
+        text_key, group_key = _first(values, _TEXT_COLUMNS), _first(values, _GROUP_COLUMNS)
+        name = "_".join(Path(stem(str(images[0]))).parts)
+        taken = {image_key, label_key, id_key, text_key, "split"}
+        split = values.get("split")
+        cases.append(
+            Case(
+                case=str(values[id_key]) if id_key else name.removeprefix("images_"),
+                images=tuple(root / str(part).strip() for part in images),
+                label=root / str(values[label_key]) if label_key else None,
+                split=str(split).strip().lower() if split else None,
+                group=str(values[group_key]) if group_key else None,
+                text=str(values[text_key]) if text_key else None,
+                meta={str(key): str(value) for key, value in values.items() if key not in taken},
+            )
+        )
+    if not cases:
+        raise BadInputError(f"{path}: expected at least one row, got none. List the scans in it.")
+    return cases
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each row of a CSV or JSON lines file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                for row in reader:
+                    if None in row or None in row.values():
+                        raise BadInputError(
+                            f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns as in "
+                            "the header, got another number. Quote values that contain commas."
+                        )
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise BadInputError(
+                            f"{path}, line {number}: expected a JSON object, got {line.strip()[:40]}. Fix it."
+                        )
+                    yield number, record
+    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        kind = "CSV" if path.suffix == ".csv" else "one JSON object per line"
+        raise BadInputError(f"{path}: expected {kind} in UTF-8, got an error: {error}. Correct the file.") from error
+
+
+def _plain_cases(root: Path) -> list[Case]:
+    labels = dict(read_labels(root / "labels")) if (root / "labels").is_dir() else {}
+    images = _files(root / "images", IMAGE_SUFFIXES) + [
+        path for path in (root / "images").iterdir() if path.is_dir() and not path.name.startswith(".")
+    ]
+    cases = [
+        Case(name, (path,), labels.pop(name, None))
+        for name, path in sorted((path.name if path.is_dir() else stem(path.name), path) for path in images)
+    ]
+    if not cases:
+        raise BadInputError(f"{root / 'images'}: expected scans, got {_listing(root / 'images')}. Put the scans there.")
+    if labels:
+        orphan = next(iter(labels.values()))
+        message = f"{orphan}: expected an image of the same name in {root / 'images'}, got none"
+        if all(case.label is None for case in cases):
+            raise BadInputError(f"{message}. Give image and label the same name, or list both in metadata.csv.")
+        warnings.warn(f"{message} ({len(labels)} such label(s) are left out)", stacklevel=3)
+    return cases
+
+
+def _with_listed_splits(root: Path, cases: list[Case]) -> list[Case]:
+    """train.txt, val.txt and test.txt list case names; they count where the folder gives no split otherwise."""
+    if any(case.split for case in cases):
+        return cases
+    known = {case.case for case in cases}
+    splits: dict[str, str] = {}
+    for split in ("train", "val", "test"):
+        path = root / f"{split}.txt"
+        for name in path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else []:
+            name = name.strip() if name.strip() in known else stem(name.strip())
+            if name and name not in known:
+                raise BadInputError(f"{path}: expected names of cases, got {name}. Remove the line or add the case.")
+            if splits.get(name, split) != split:
+                raise BadInputError(
+                    f"{path}: expected {name} in one split, got it in {splits[name]}.txt too. Remove one."
+                )
+            if name:
+                splits[name] = split
+    return [
+        Case(case.case, case.images, case.label, splits.get(case.case), case.group, case.text, case.meta)
+        for case in cases
+    ]
+
+
+def _declared_classes(root: Path) -> dict[int, str] | None:
+    path = root / "classes.json"
+    return parse_class_names(path, _read_json(path)) if path.is_file() else None
+
+
+def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Case to its files ``CASE_0000``, ``CASE_0001``, ..., in the order of the channels."""
+    cases: dict[str, list[Path]] = {}
+    for path in _files(folder, (ending,)):
+        name = path.name[: -len(ending)]
+        if len(name) < 6 or name[-5] != "_" or not name[-4:].isdigit():
+            raise BadInputError(
+                f"{path}: expected a name that ends in its channel, such as CASE_0000{ending}, got none. Rename it."
+            )
+        cases.setdefault(name[:-5], []).append(path)
+    for case, paths in cases.items():
+        for index, path in enumerate(paths):
+            if path.name != f"{case}_{index:04d}{ending}":
+                missing = folder / f"{case}_{index:04d}{ending}"
+                raise BadInputError(f"{missing}: expected channel {index} of {case}, got none. Add the file.")
+    return cases
+
+
+def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files by name; hidden ones (unfinished files, macOS forks) do not count."""
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: expected a folder of scans, got none. Check the layout of the data set.")
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _unique(cases: list[Case], source: Path) -> list[Case]:
+    seen: set[str] = set()
+    for case in cases:
+        if case.case in seen:
+            raise BadInputError(f"{source}: expected one entry per case, got {case.case} twice. Rename or remove one.")
+        seen.add(case.case)
+    return cases
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: expected JSON, got an error: {error}. Correct the file.") from error
+    if not isinstance(content, dict):
+        raise BadInputError(f"{path}: expected a JSON object, got {type(content).__name__}. Correct the file.")
+    return content
+
+
+def _first(columns: Iterable[str], wanted: Sequence[str]) -> str | None:
+    present = set(columns)
+    return next((name for name in wanted if name in present), None)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"

@@ -1,0 +1,243 @@
+"""The training plan: every choice that `medgen train` follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from medgen.data.intensity import Normalization
+from medgen.diffusion.objective import Objective
+from medgen.types import BadInputError, Shape
+
+StageName = Literal["autoencoder", "denoiser", "label"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+# The discriminator halves a patch twice and then reads it in windows of 4: of a smaller patch too little is left.
+LEAST_ADVERSARIAL_PATCH = 16
+
+
+@dataclass
+class AutoencoderPlan:
+    """Stage `autoencoder`: how scans become latents.
+
+    Attributes:
+        channels: Feature channels per level; each level after the first halves the resolution.
+        latent_channels: Channels of the latent grid.
+        num_res_blocks: Residual blocks per level.
+        patch_size: Voxels per axis of the random crops it learns from.
+        batch_size: Crops a step, over all processes.
+        steps: Optimizer steps.
+        learning_rate: Peak rate of AdamW; warms up, then falls by a cosine.
+        kl_weight: Weight of the KL term.
+        adversarial_weight: Weight of the hinge term.
+        feature_weight: Weight of feature matching, the learned perceptual term.
+        adversarial_start: Step at which both begin.
+        discriminator_channels: Feature channels of the discriminator's first layer.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 64)
+    latent_channels: int = 4
+    num_res_blocks: int = 1
+    patch_size: tuple[int, ...] = (32, 32, 32)
+    batch_size: int = 4
+    steps: int = 2000
+    learning_rate: float = 1e-3
+    kl_weight: float = 1e-4
+    adversarial_weight: float = 0.02
+    feature_weight: float = 0.05
+    adversarial_start: int = 500
+    discriminator_channels: int = 16
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether a discriminator takes part in the training."""
+        return self.adversarial_weight > 0 or self.feature_weight > 0
+
+
+@dataclass
+class DenoiserPlan:
+    """Stages `denoiser` and `label`: how latents (or signed distances of labels) are generated.
+
+    Attributes:
+        channels: Feature channels per level.
+        attention_levels: Which levels attend.
+        num_res_blocks: Residual blocks per level.
+        num_head_channels: Channels of one attention head.
+        mask_channels: Feature channels of the embedded mask.
+        objective: What the network predicts and how steps are weighted.
+        batch_size: Samples a step, over all processes.
+        steps: Optimizer steps.
+        learning_rate: Peak rate of AdamW; warms up, then falls by a cosine.
+        ema_decay: Decay of the moving average of the weights that is kept.
+        condition_dropout: Chance that a sample trains without its mask, for classifier-free guidance.
+        guidance_scale: Default at synthesis; 1 is off.
+        variants: Augmented versions of each scan whose latents are cached; 1 is no augmentation.
+        rotation: Largest rotation of a variant, degrees.
+        scaling: Largest relative change of size of a variant.
+        gradient_checkpointing: Trade time for memory.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 128)
+    attention_levels: tuple[bool, ...] = (False, False, True)
+    num_res_blocks: int = 2
+    num_head_channels: int = 32
+    mask_channels: int = 32
+    objective: Objective = field(default_factory=Objective)
+    batch_size: int = 8
+    steps: int = 4000
+    learning_rate: float = 5e-4
+    ema_decay: float = 0.999
+    condition_dropout: float = 0.15
+    guidance_scale: float = 1.5
+    variants: int = 4
+    rotation: float = 8.0
+    scaling: float = 0.08
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class Plan:
+    """Everything that `medgen train` decides, and may be told.
+
+    Attributes:
+        name: Name of the model.
+        spatial_dims: 2 or 3.
+        channel_names: Image channels, in file order. With R, G, B, a gray picture is read as three equal channels.
+        class_names: Label value to name; 0 is the background.
+        size: Voxels per axis of a training scan; smaller scans are padded, larger ones cropped in training.
+        modality: What the scanner was, as far as the folder says.
+        spacing: Voxel size in mm that scans are resampled to, and back on output; None keeps every scan's own.
+        orientation: Axis codes that scans are turned to, as nibabel writes them; None leaves them.
+        normalization: How intensities map to the model's range of -1 to 1.
+        image_dtype: Number type of synthetic images.
+        autoencoder: Stage 1, which takes scans to small latent grids and back; None works on the voxels themselves.
+        denoiser: Stage 2, which draws a scan for a label map.
+        label: Stage 3, which draws new label maps, with the keys of the denoiser; None leaves it out.
+        label_stride: Voxels per axis that one voxel of the label generator covers.
+        precision: Number format of the networks: `auto`, `fp32` or `bf16`.
+        validate_every: Steps between validations, each with a picture and a saved model.
+        checkpoint_every: Steps between checkpoints.
+        fingerprint: What was seen of the data, for the reader.
+    """
+
+    name: str
+    spatial_dims: int
+    channel_names: dict[int, str]
+    class_names: dict[int, str]
+    size: tuple[int, ...]
+    modality: str | None = None
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = "RAS"
+    normalization: Normalization = field(default_factory=Normalization)
+    image_dtype: Literal["uint8", "uint16", "int16", "float32"] = "int16"
+    autoencoder: AutoencoderPlan | None = field(default_factory=AutoencoderPlan)
+    denoiser: DenoiserPlan = field(default_factory=DenoiserPlan)
+    label: DenoiserPlan | None = None
+    label_stride: int = 2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: int = 500
+    checkpoint_every: int = 250
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            BadInputError: If two settings do not fit together; the message starts with the key.
+        """
+        dims = self.spatial_dims
+        if dims not in (2, 3):
+            raise BadInputError(f"spatial_dims: expected 2 or 3, got {dims}. Correct it.")
+        if 0 not in self.class_names:
+            raise BadInputError(f"class_names: expected 0 (the background) among them, got {self.class_names}. Add it.")
+        if self.spacing is not None and (len(self.spacing) != dims or min(self.spacing) <= 0):
+            raise BadInputError(f"spacing: expected {dims} positive lengths in mm, got {self.spacing}. Correct it.")
+        divisors = {"the compression of the autoencoder": self.compression}
+        if self.label is not None:
+            divisors["label_stride"] = self.label_stride
+        _check_size("size", self.size, dims, divisors)
+        if self.autoencoder is not None:
+            patch = self.autoencoder.patch_size
+            _check_size("autoencoder.patch_size", patch, dims, {"its compression": self.compression})
+            if any(n > most for n, most in zip(patch, self.size, strict=True)):
+                raise BadInputError(
+                    f"autoencoder.patch_size: expected at most size {list(self.size)}, got {list(patch)}. Lower it."
+                )
+            if self.autoencoder.is_adversarial and min(patch) < LEAST_ADVERSARIAL_PATCH:
+                raise BadInputError(
+                    f"autoencoder.patch_size: expected at least {LEAST_ADVERSARIAL_PATCH} voxels per axis, which the "
+                    f"discriminator needs, got {list(patch)}. Raise it, or set adversarial_weight and feature_weight "
+                    "to 0."
+                )
+        for name in STAGES:
+            stage = getattr(self, name)
+            if stage is None:
+                continue
+            for key in ("batch_size", "steps", "variants", "num_res_blocks"):
+                if getattr(stage, key, 1) < 1:
+                    raise BadInputError(f"{name}.{key}: expected 1 or more, got {getattr(stage, key)}. Raise it.")
+            levels = getattr(stage, "attention_levels", stage.channels)
+            if len(levels) != len(stage.channels):
+                raise BadInputError(
+                    f"{name}.attention_levels: expected one value for each of the {len(stage.channels)} channels, "
+                    f"got {len(levels)}. Give as many."
+                )
+
+    @property
+    def compression(self) -> int:
+        """Voxels of a scan per voxel of its latents, along an axis."""
+        return 1 if self.autoencoder is None else int(2 ** (len(self.autoencoder.channels) - 1))
+
+
+def _check_size(key: str, size: Shape, dims: int, divisors: Mapping[str, int]) -> None:
+    if len(size) != dims or min(size) < 1:
+        raise BadInputError(f"{key}: expected {dims} positive numbers of voxels, got {list(size)}. Correct it.")
+    for reason, divisor in divisors.items():
+        if any(n % divisor for n in size):
+            fixed = [-(-n // divisor) * divisor for n in size]
+            raise BadInputError(
+                f"{key}: expected multiples of {divisor} ({reason}), got {list(size)}. Set it to {fixed}."
+            )
+
+
+def network_arguments(plan: Plan, stage: StageName) -> dict[str, Any]:
+    """Arguments of the network that a stage trains.
+
+    Args:
+        plan: The plan.
+        stage: `autoencoder`, `denoiser` or `label`.
+
+    Returns:
+        Keyword arguments of `medgen.networks.Autoencoder` or, for the other stages, `medgen.networks.Denoiser`.
+
+    Raises:
+        ValueError: If the plan leaves the stage out.
+    """
+    own = getattr(plan, stage)
+    if own is None:
+        raise ValueError(f"expected a plan with stage {stage!r}, got one without")
+    names = ["channels", "num_res_blocks"]
+    if stage == "autoencoder":
+        extra = {"in_channels": len(plan.channel_names), "latent_channels": own.latent_channels}
+    else:
+        names += ["attention_levels", "num_head_channels", "mask_channels"]
+        if stage == "label":
+            channels, classes, stride = len(plan.class_names) - 1, 1, plan.label_stride
+        else:
+            channels = plan.autoencoder.latent_channels if plan.autoencoder else len(plan.channel_names)
+            classes, stride = len(plan.class_names), plan.compression
+        extra = {"in_channels": channels, "mask_classes": classes, "mask_stride": stride}
+    return {"spatial_dims": plan.spatial_dims, **{name: getattr(own, name) for name in names}, **extra}
+
+
+def by_axis(values: Iterable[float]) -> str:
+    """Sizes or spacings for people.
+
+    Args:
+        values: One number per axis.
+
+    Returns:
+        As `64 x 48`.
+    """
+    return " x ".join(f"{value:.4g}" for value in values)
