@@ -8,13 +8,15 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 import medgen
+from medgen.messages import explain_parser_error, plain_types
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -102,7 +104,7 @@ def command_parser(name: str) -> ArgumentParser:
 
     class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
         def format_help(self) -> str:
-            return _plain_types(super().format_help())
+            return plain_types(super().format_help())
 
     parser = ArgumentParser(
         prog=f"medgen {name}",
@@ -128,9 +130,11 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         argparse.ArgumentError: If a key is unknown, missing or has a value that cannot be used.
+        BadInputError: If a file that is named for a nested argument holds nothing of it.
     """
     parser = command_parser(name)
-    words = parser.parse_args(_spell_out_flags(_function(name), arguments))
+    function = _function(name)
+    words = parser.parse_args(_spell_out_flags(function, _open_files(function, arguments)))
     try:
         values = parser.instantiate(words).as_dict()
     except ValueError as error:  # a dataclass that refuses its values
@@ -190,6 +194,39 @@ def _spell_out_flags(function: Any, arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _open_files(function: Any, arguments: Sequence[str]) -> list[str]:
+    """Let ``--plan FILE`` name a file that holds the plan under its own key, as `plan.yaml` and configurations do.
+
+    A file that holds the values at its top is left to the parser, and so is one that it cannot read.
+    """
+    nested = {f"--{key}": kind for key, hint in get_type_hints(function).items() for kind in _dataclasses(hint)}
+    words = [part for word in arguments for part in (word.split("=", 1) if word.split("=")[0] in nested else [word])]
+    for index, (option, value) in enumerate(pairwise(words), start=1):
+        if option in nested and value.endswith((".yaml", ".yml")) and Path(value).is_file():
+            words[index] = _values_in(Path(value), option[2:], nested[option])
+    return words
+
+
+def _values_in(file: Path, key: str, kind: type) -> str:
+    import yaml
+
+    from medgen.types import BadInputError
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        return str(file)
+    if isinstance(content, dict) and isinstance(content.get(key), dict):
+        return str(yaml.safe_dump(content[key], default_flow_style=True, width=10**9))
+    if not isinstance(content, dict) or not {field.name for field in fields(kind)} & set(content):
+        raise BadInputError(f"{file}: expected the key `{key}` with values below it, got none. Give another file.")
+    return str(file)
+
+
+def _dataclasses(hint: Any) -> list[type]:
+    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)]
+
+
 def _explain(name: str, arguments: Sequence[str], message: str) -> str:
     """One line out of the parser's message, with the file it came from and the key that may have been meant."""
     words = [part for word in arguments for part in word.split("=", 1)]
@@ -208,9 +245,7 @@ def _explain(name: str, arguments: Sequence[str], message: str) -> str:
         close = get_close_matches(key.rpartition(".")[2].replace("-", "_"), _keys(_function(name)), n=1)
         hint = f"Did you mean '{close[0]}'?" if close else f"See `medgen {name} --help`."
         return f"{source}unknown key '{key}'. {hint}"
-    message = re.sub(r"Does not validate against any of the Union subtypes.*?Errors:", "", message, flags=re.S)
-    message = re.sub(r"- Expected a <class 'NoneType'>|Given value type:.*", "", message, flags=re.S)
-    return f"{source}{' '.join(_plain_types(message).split()).lstrip('- ').rstrip('.')}. See `medgen {name} --help`."
+    return f"{source}{explain_parser_error(message)}. See `medgen {name} --help`."
 
 
 def _keys(function: Any) -> list[str]:
@@ -219,14 +254,9 @@ def _keys(function: Any) -> list[str]:
     while pending:
         key, hint = pending.pop()
         keys.append(key)
-        for kind in (hint, *get_args(hint)):
-            if is_dataclass(kind):
-                pending += get_type_hints(kind).items()
+        for kind in _dataclasses(hint):
+            pending += get_type_hints(kind).items()
     return keys
-
-
-def _plain_types(text: str) -> str:
-    return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -124,11 +124,41 @@ def test_a_config_file_fills_the_arguments_and_the_line_overrides_it(
     assert calls[0]["plan"] == Plan(size=(8, 8, 8), denoiser=Stage(batch_size=1))
 
 
-def test_a_plan_is_read_from_its_own_file(calls: list[dict[str, object]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["size: [8, 8]\n", "plan: {size: [8, 8]}\n", "data: a\nplan:\n  size: [8, 8]\n"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_plan_is_read_from_a_file_and_the_line_overrides_it(
+    text: str, joined: bool, calls: list[dict[str, object]], tmp_path: Path
+) -> None:
     plan = tmp_path / "plan.yaml"
-    plan.write_text("size: [8, 8]\n")
-    assert cli.main([*REQUIRED, "--plan", str(plan)]) == 0
-    assert calls[0]["plan"] == Plan(size=(8, 8))
+    plan.write_text(text)
+    words = [f"--plan={plan}"] if joined else ["--plan", str(plan)]
+    assert cli.main([*REQUIRED, *words, "--plan.denoiser.batch_size", "2"]) == 0
+    assert calls[0]["plan"] == Plan(size=(8, 8), denoiser=Stage(batch_size=2))
+    assert calls[0]["data"] == Path("scans")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("plan: {denoiser: {batch_size: many}}\n", "plan.denoiser.batch_size: expected int, got many. See"),
+        ("plan: {denoiser: {batchsize: 2}}\n", "unknown key 'batchsize'. Did you mean 'batch_size'?"),
+        ("plan: {size: [0, 8]}\n", "size: expected at least 1 voxel per axis, got (0, 8)."),
+        ("other: {0: 1}\n", "expected the key `plan` with values below it, got none."),
+        ("[1, 2]\n", "expected the key `plan` with values below it, got none."),
+        ("plan: [\n", "plan: Invalid content in sub-config file"),
+    ],
+)
+def test_a_bad_plan_file_is_one_line_that_names_file_and_key(
+    text: str, complaint: str, calls: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(text)
+    assert cli.main([*REQUIRED, "--plan", str(plan)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"medgen train: {plan}: {complaint}")
+    assert message.count("\n") == 1
+    assert len(message) < 500
+    assert not calls
 
 
 @pytest.mark.parametrize(
@@ -136,7 +166,8 @@ def test_a_plan_is_read_from_its_own_file(calls: list[dict[str, object]], tmp_pa
     [
         ("dta: a\n", "unknown key 'dta'. Did you mean 'data'?"),
         ("plan: {denoiser: {batchsize: 2}}\n", "unknown key 'batchsize'. Did you mean 'batch_size'?"),
-        ("seed: many\n", 'Parser key "seed": Expected a int. Got value: many.'),
+        ("seed: many\n", "seed: expected int, got many."),
+        ("plan: {denoiser: {batch_size: many}}\n", "plan.denoiser.batch_size: expected int, got many. See"),
         ("plan: [\n", "Problems parsing config"),
         ("plan: {size: [0, 8]}\n", "size: expected at least 1 voxel per axis, got (0, 8)."),
     ],
@@ -160,8 +191,9 @@ def test_a_bad_config_file_is_one_line_that_names_file_and_key(
         (["--outptu", "x"], "medgen train: unknown key 'outptu'. Did you mean 'output'?"),
         (["--dry-run"], "medgen train: unknown key 'dry-run'. Did you mean 'dry_run'?"),
         (["--plan.denoiser.batchsize", "1"], "Did you mean 'batch_size'?"),
-        (["--device", "gpu"], "Expected one of ['auto', 'cpu']. Got value: gpu."),
+        (["--device", "gpu"], "device: expected one of ['auto', 'cpu'], got gpu."),
         (["--config", "absent.yaml"], "absent.yaml: expected a YAML file, got no such file."),
+        (["--plan", "3"], "medgen train: plan: expected a YAML file or values, got 3."),
         (["--plan", "absent.yaml"], "absent.yaml: expected a YAML file, got no such file."),
         (["stray"], "unrecognized arguments: stray. See `medgen train --help`."),
     ],

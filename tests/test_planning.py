@@ -14,22 +14,24 @@ import torch
 import yaml
 from PIL import Image
 
-from medgen import cli, fingerprint
+from medgen import cli
 from medgen.data.dataset import RGB, Dataset, read_dataset
 from medgen.data.intensity import Normalization
 from medgen.data.io import write_image
-from medgen.fingerprint import Machine
 from medgen.networks import Autoencoder, Denoiser
 from medgen.planning import (
     STAGES,
     Plan,
     check_plan,
+    fingerprint,
     make_plan,
     network_arguments,
     read_plan,
+    rules,
     summarize_plan,
     write_plan,
 )
+from medgen.planning.machine import Machine
 from medgen.types import BadInputError, Grid
 
 CONFIGS = ("hippocampus_3d.yaml", "cardiac_2d.yaml", "nuclei_2d_rgb.yaml")
@@ -81,10 +83,10 @@ def gray_plan(gray: Dataset) -> Plan:
     return make_plan(gray, device="cpu")
 
 
-def test_gray_pictures_get_a_small_compression_and_their_own_type(gray_plan: Plan) -> None:
+def test_gray_pictures_get_a_grid_that_divides_and_their_own_type(gray_plan: Plan) -> None:
     assert gray_plan.spatial_dims == 2
-    assert gray_plan.size == (64, 56)  # 60 x 50, up to multiples of compression 2 times the 4 of three U-Net levels
-    assert gray_plan.compression == 2
+    assert gray_plan.size == (64, 64)  # 60 x 50, up to multiples of compression 4 times the 4 of three U-Net levels
+    assert gray_plan.compression == 4
     assert (gray_plan.spacing, gray_plan.orientation) == (None, None)
     assert gray_plan.normalization == Normalization("percentile", 0.5, 99.5)
     assert gray_plan.image_dtype == "uint8"
@@ -117,10 +119,60 @@ def test_colors_share_one_window_and_gray_pictures_among_them_are_said(dtype: ty
     assert any("1 gray and 3 RGB images" in note for note in plan.fingerprint["notes"])
 
 
-def test_latents_that_hold_every_voxel_need_no_adversary(gray_plan: Plan) -> None:
-    assert gray_plan.autoencoder is not None
-    assert gray_plan.autoencoder.latent_channels == 4  # 2 x 2 gray pixels
-    assert gray_plan.autoencoder.adversarial_weight == gray_plan.autoencoder.feature_weight == 0
+@pytest.mark.parametrize(
+    ("shape", "channels", "compression", "latent_channels", "lossless"),
+    [
+        ((48, 48, 32), 1, 2, 8, True),
+        ((64, 64, 64), 4, 2, 16, False),
+        ((96, 64, 64), 1, 4, 8, False),
+        ((160, 160), 1, 4, 16, True),
+        ((256, 256), 3, 4, 16, False),
+    ],
+)
+def test_latents_hold_every_voxel_where_that_is_affordable_and_then_need_no_adversary(
+    shape: tuple[int, ...],
+    channels: int,
+    compression: int,
+    latent_channels: int,
+    lossless: bool,
+    gray: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = dataclasses.replace(
+        fingerprint.fingerprint(gray, device="cpu"),
+        spatial_dims=len(shape),
+        sizes=(shape,) * 3,
+        channel_names={index: f"c{index}" for index in range(channels)},
+        machine=Machine("cpu", "cpu", 4, 1000.0, True),
+    )
+    seen = dataclasses.replace(seen, intensities=seen.intensities * channels, labelled=500)
+    monkeypatch.setattr(rules, "fingerprint", lambda dataset, device: seen)
+    plan = make_plan(gray, hours=1000)
+    assert plan.autoencoder is not None
+    assert (plan.compression, plan.autoencoder.latent_channels) == (compression, latent_channels)
+    assert plan.is_lossless == (latent_channels == channels * compression ** len(shape)) == lossless
+    if lossless:
+        assert plan.autoencoder.adversarial_weight == plan.autoencoder.feature_weight == 0
+        assert 150 <= plan.autoencoder.steps <= 200
+    else:
+        assert min(plan.autoencoder.adversarial_weight, plan.autoencoder.feature_weight) > 0
+        assert plan.autoencoder.steps > 200
+
+
+def test_volumes_too_thin_for_the_discriminator_are_planned_without_it(
+    gray: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = fingerprint.fingerprint(gray, device="cpu")
+    names = {index: f"c{index}" for index in range(4)}
+    thin = dataclasses.replace(seen, spatial_dims=3, sizes=((48, 48, 6),) * 3, channel_names=names)
+    thin = dataclasses.replace(thin, intensities=seen.intensities * 4)
+    monkeypatch.setattr(rules, "fingerprint", lambda dataset, device: thin)
+    plan = make_plan(gray, hours=1000)
+    assert plan.autoencoder is not None
+    assert plan.size[2] == 8
+    assert not plan.is_lossless
+    assert not plan.autoencoder.is_adversarial
+    assert any("too thin for the discriminator" in note for note in plan.fingerprint["notes"])
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +282,8 @@ def test_a_plan_read_back_is_the_same_plan_for_python_and_for_the_command_line(
     for plan in (gray_plan, awkward):
         write_plan(plan, path)
         assert read_plan(path) == plan
-        assert cli.parse("train", ["--config", str(path), "--data", "D", "--output", "O"])["plan"] == plan
+        for option in ("--config", "--plan"):
+            assert cli.parse("train", [option, str(path), "--data", "D", "--output", "O"])["plan"] == plan
         assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
 
 
@@ -259,16 +312,21 @@ def test_an_edit_changes_what_it_says_and_nothing_else(gray_plan: Plan, tmp_path
         ({"sise": [8, 8]}, "unknown key 'sise'. Did you mean 'size'?"),
         ({"denoiser": {"batchsize": 2}}, "unknown key 'denoiser.batchsize'. Did you mean 'batch_size'?"),
         ({"denoiser": {"objective": {"zzz": 2}}}, "unknown key 'denoiser.objective.zzz'. Known here: prediction,"),
-        ({"denoiser": {"steps": "many"}}, 'key "plan.denoiser.steps": Expected a int. Got value: many'),
-        ({"precision": "fp8"}, "plan.precision"),
+        ({"denoiser": {"steps": "many"}}, "plan.denoiser.steps: expected int, got many. Correct it."),
+        ({"precision": "fp8"}, "plan.precision: expected one of ['auto', 'fp32', 'bf16'], got fp8."),
+        ({"autoencoder": {"patch_size": [32, "x"]}}, "plan.autoencoder.patch_size: expected int, got x."),
         ({"spatial_dims": 4}, "spatial_dims: expected 2 or 3, got 4."),
-        ({"size": [64, 55]}, "size: expected multiples of 2 (the compression of the autoencoder), got [64, 55]. "),
-        ({"label_stride": 16}, "size: expected multiples of 16 (label_stride), got [64, 56]. Set it to [64, 64]."),
-        ({"size": [64, 56, 8]}, "size: expected 2 positive numbers of voxels"),
+        ({"size": [64, 55]}, "size: expected multiples of 4 (the compression of the autoencoder), got [64, 55]. "),
+        ({"label_stride": 24}, "size: expected multiples of 24 (label_stride), got [64, 64]. Set it to [72, 72]."),
+        ({"size": [64, 64, 8]}, "size: expected 2 positive numbers of voxels"),
         ({"spacing": [1, 0]}, "spacing: expected 2 positive lengths in mm"),
         ({"class_names": {1: "a"}}, "class_names: expected 0 (the background)"),
-        ({"autoencoder": {"patch_size": [128, 8]}}, "autoencoder.patch_size: expected at most size [64, 56]"),
-        ({"autoencoder": {"patch_size": [32, 31]}}, "autoencoder.patch_size: expected multiples of 2"),
+        ({"autoencoder": {"patch_size": [128, 8]}}, "autoencoder.patch_size: expected at most size [64, 64]"),
+        ({"autoencoder": {"patch_size": [32, 31]}}, "autoencoder.patch_size: expected multiples of 4"),
+        (
+            {"autoencoder": {"patch_size": [32, 12], "feature_weight": 0.1}},
+            "autoencoder.patch_size: expected at least 16 voxels per axis, which the discriminator needs, got [32, 12",
+        ),
         ({"denoiser": {"attention_levels": [True]}}, "denoiser.attention_levels: expected one value for each of the 3"),
         ({"denoiser": {"steps": 0}}, "denoiser.steps: expected 1 or more, got 0."),
         ({"normalization": {"low": 3, "high": 1}}, "normalization: expected low < high"),

@@ -10,6 +10,7 @@ import errno
 import gzip
 import math
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +116,7 @@ def read_grid(path: str | Path) -> Grid:
             with tifffile.TiffFile(path) as file:
                 page = file.pages.first
                 return _flat_grid((page.imagelength, page.imagewidth))
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             return _flat_grid((picture.height, picture.width))
     except (BadInputError, MemoryError):
         raise
@@ -225,7 +226,8 @@ def _kind(path: Path) -> Literal["nifti", "dicom", "png", "tiff"]:
 
 
 def _unreadable(path: Path, error: BaseException) -> BadInputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    # Without addresses in memory, the same file gives the same message.
+    reason = " ".join(re.sub(r"<\S+ object at 0x\w+>", "", str(error)).split()) or type(error).__name__
     return BadInputError(
         f"{path}: expected a readable {_kind(path)} file, got an error ({reason}). It may be truncated: copy it again."
     )

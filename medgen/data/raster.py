@@ -31,8 +31,9 @@ def read_png(path: Path, content: bytes, *, label: bool) -> np.ndarray:
     Raises:
         BadInputError: If it is animated or transparent. Damaged files raise whatever their decoder raises.
     """
-    Image.open(io.BytesIO(content)).verify()  # every chunk and its checksum; decoding alone would not look
-    picture = Image.open(io.BytesIO(content))
+    # Every chunk and its checksum, which decoding alone would not look at. Pillow goes by content, not by name.
+    Image.open(io.BytesIO(content), formats=["PNG"]).verify()
+    picture = Image.open(io.BytesIO(content), formats=["PNG"])
     depth, color = content[24], content[25]  # IHDR
     frames = int(getattr(picture, "n_frames", 1))
     if frames > 1:

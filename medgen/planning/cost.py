@@ -106,9 +106,7 @@ def build_network(stage: StageName, arguments: Mapping[str, Any]) -> torch.nn.Mo
     return Autoencoder(**arguments) if stage == "autoencoder" else Denoiser(**arguments)
 
 
-def example_inputs(
-    stage: StageName, arguments: Mapping[str, Any], size: Shape, batch: int
-) -> tuple[torch.Tensor, ...]:
+def example_inputs(stage: StageName, arguments: Mapping[str, Any], size: Shape, batch: int) -> tuple[torch.Tensor, ...]:
     """Noise in the shape of a training batch.
 
     Args:

@@ -83,7 +83,7 @@ def write_plan(plan: Plan, path: str | Path) -> None:
     path = Path(path)
     lines = [
         "# What `medgen train` does, and how. To change something, edit this file and pass it back, to a new folder:",
-        "#   medgen train --plan THIS_FILE --data FOLDER --output NEW_FOLDER",
+        "#   medgen train --config THIS_FILE --data FOLDER --output NEW_FOLDER",
         "plan:",
         *_yaml_lines(plan, "  ", set()),
     ]

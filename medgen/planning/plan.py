@@ -189,6 +189,12 @@ class Plan:
         """Voxels of a scan per voxel of its latents, along an axis."""
         return 1 if self.autoencoder is None else int(2 ** (len(self.autoencoder.channels) - 1))
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the latents hold as many numbers as the scan, so that nothing of it is lost."""
+        whole = len(self.channel_names) * self.compression**self.spatial_dims
+        return self.autoencoder is None or self.autoencoder.latent_channels >= whole
+
 
 def _check_size(key: str, size: Shape, dims: int, divisors: Mapping[str, int]) -> None:
     if len(size) != dims or min(size) < 1:

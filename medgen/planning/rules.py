@@ -32,12 +32,16 @@ _SHARES: dict[StageName, float] = {"autoencoder": 0.15, "denoiser": 0.7, "label"
 # Voxels of the largest scan that is learned whole.
 _MOST_VOXELS = {(2, "cpu"): 256**2, (2, "cuda"): 512**2, (3, "cpu"): 96**3, (3, "cuda"): 160**3}
 _MOST_COARSENING = 2.0
-# Voxels per axis up to which halving the resolution once is enough; a second time would lose small structures.
+# Voxels per axis of a volume up to which halving the resolution once is enough; halving it twice would lose structures.
 _SMALL = 64
 _UNET_LEVELS = 3
-_MOST_LATENT_CHANNELS = 8
-# An autoencoder that loses nothing starts as good as it needs to be, and only smooths its latents.
+# Latents of a volume hold 8 numbers per channel of the scan, of a picture as many as its blocks have pixels: all of a
+# small gray scan. With more than 16 the denoiser learns slowly.
+_LATENTS_PER_CHANNEL = {2: 16, 3: 8}
+_MOST_LATENT_CHANNELS = 16
+# An autoencoder that loses nothing starts as the Haar transform, which needs no more, and only smooths its latents.
 _LOSSLESS_STEPS = 200
+_LOSSLESS_AUTOENCODERS = {2: ((24, 48), (16, 32)), 4: ((32, 64, 64), (16, 32, 64))}
 # Networks from wide to narrow; the widest that gets enough steps in its time is taken.
 _AUTOENCODERS = {
     2: ((32, 64), (24, 48), (16, 32)),
@@ -89,7 +93,7 @@ def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = N
         size=size,
         normalization=normalization,
         image_dtype=_choose_dtype(seen, normalization),
-        autoencoder=_choose_autoencoder(seen, size, compression),
+        autoencoder=_choose_autoencoder(seen, size, compression, notes),
         denoiser=denoiser,
         label=dataclasses.replace(denoiser, num_res_blocks=1, mask_channels=16) if len(seen.class_names) > 1 else None,
         label_stride=4 if max(size) > 128 else 2,
@@ -119,7 +123,9 @@ def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...]
             axis = int(np.argmin(np.where(spacing < _MOST_COARSENING * median, spacing, np.inf)))
             spacing[axis] = min(spacing[axis] * 1.02, _MOST_COARSENING * median[axis])
         if (spacing > median).any():
-            notes.append(f"scans are resampled from {by_axis(median)} mm to a coarser grid, to train in reasonable time")
+            notes.append(
+                f"scans are resampled from {by_axis(median)} mm to a coarser grid, to train in reasonable time"
+            )
         elif seen.mixed_spacing:
             notes.append("voxel sizes differ between scans: all are resampled to the median, and back on output")
         spacing = np.array([float(f"{value:.4g}") for value in spacing])
@@ -129,7 +135,7 @@ def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...]
         shape[np.argmax(shape)] *= 0.98
     if (shape < whole).any():
         notes.append(f"scans of {by_axis(whole.round())} voxels are learned in crops, to train in reasonable time")
-    compression = 2 if shape.max() <= _SMALL else 4
+    compression = 2 if seen.spatial_dims == 3 and shape.max() <= _SMALL else 4
     unit = compression * 2 ** (_UNET_LEVELS - 1)
     size = tuple(math.ceil(n / unit - 1e-6) * unit for n in shape.round())
     return None if spacing is None else tuple(spacing.tolist()), size, compression
@@ -174,16 +180,20 @@ def _choose_dtype(seen: Fingerprint, normalization: Normalization) -> Literal["u
     return "uint16" if low >= 0 and high <= 65535 else "float32"
 
 
-def _choose_autoencoder(seen: Fingerprint, size: Shape, compression: int) -> AutoencoderPlan:
+def _choose_autoencoder(seen: Fingerprint, size: Shape, compression: int, notes: list[str]) -> AutoencoderPlan:
     """Crops of nine tenths of a scan, if they are not too large: each step then sees another part of it."""
     cpu, dims = seen.machine.kind == "cpu", seen.spatial_dims
     most = {(2, True): 128, (2, False): 256, (3, True): 48, (3, False): 96}[dims, cpu]
     patch = tuple(max(min(16, n), min(int(0.9 * n) // 8 * 8, most)) for n in size)
     voxels = 150_000 if cpu else 1_000_000
-    # As many channels as a block has voxels lose nothing, so no adversarial term has to repair anything.
-    whole = len(seen.channel_names) * compression**dims
-    latent_channels = min(whole, _MOST_LATENT_CHANNELS)
-    terms: dict[str, Any] = {"adversarial_weight": 0.0, "feature_weight": 0.0} if latent_channels == whole else {}
+    channels = len(seen.channel_names)
+    latent_channels = min(channels * min(compression**dims, _LATENTS_PER_CHANNEL[dims]), _MOST_LATENT_CHANNELS)
+    thin = min(patch) < LEAST_ADVERSARIAL_PATCH
+    lossless = latent_channels == channels * compression**dims
+    if thin and not lossless:
+        notes.append("scans are too thin for the discriminator: the autoencoder is trained without it")
+    # What loses nothing has nothing that an adversarial term could repair.
+    terms: dict[str, Any] = {"adversarial_weight": 0.0, "feature_weight": 0.0} if lossless or thin else {}
     return AutoencoderPlan(
         channels=_AUTOENCODERS[compression][0],
         latent_channels=latent_channels,
@@ -199,8 +209,11 @@ def _choose_width(plan: Plan, stage: StageName, operations: float, seen: Fingerp
     before = getattr(plan, stage)
     if before is None:
         return plan
+    lossless = stage == "autoencoder" and plan.is_lossless
+    enough = _LOSSLESS_STEPS if lossless else _ENOUGH_STEPS[stage]
+    autoencoders = _LOSSLESS_AUTOENCODERS if lossless else _AUTOENCODERS
     widths = {
-        "autoencoder": _AUTOENCODERS[plan.compression] if stage == "autoencoder" else (),
+        "autoencoder": autoencoders[plan.compression] if stage == "autoencoder" else (),
         "denoiser": _DENOISERS if plan.spatial_dims == 3 or seen.machine.kind == "cuda" else _DENOISERS[1:],
         "label": _LABEL_DENOISERS,
     }[stage]
@@ -213,20 +226,15 @@ def _choose_width(plan: Plan, stage: StageName, operations: float, seen: Fingerp
         fitting = int((memory - BYTES_PER_PARAMETER * cost.parameters) // cost.activation_bytes)
         batch = min(wanted.batch_size, max(1, fitting) * world)
         steps = int(operations / (TRAINING_PASSES * cost.operations * batch))
-        if steps >= _ENOUGH_STEPS[stage] and fitting * world >= wanted.batch_size / 2:
+        if steps >= enough and fitting * world >= wanted.batch_size / 2:
             break
     if stage != "autoencoder" and fitting * world < wanted.batch_size / 2:
         wanted = dataclasses.replace(wanted, gradient_checkpointing=True)
     batch = max(world, batch // world * world)
     # Quality comes before time: below this many steps there is nothing worth having.
-    least = _ENOUGH_STEPS[stage] * 3 // 4
+    least = enough * 3 // 4
     steps = int(np.clip(steps, least, max(least, min(_MOST_STEPS[stage], _MOST_VIEWS * seen.labelled // batch))))
-    steps = round(steps, -2)
-    if (
-        stage == "autoencoder"
-        and wanted.latent_channels == len(plan.channel_names) * plan.compression**plan.spatial_dims
-    ):
-        steps = _LOSSLESS_STEPS
+    steps = _LOSSLESS_STEPS if lossless else round(steps, -2)
     changes: dict[str, Any] = {"batch_size": batch, "steps": steps}
     if stage == "autoencoder":
         changes["adversarial_start"] = steps // 3

@@ -86,7 +86,19 @@ def cache_scans(
             cached[case.case] = _read_entry(path)
         else:
             missing.append(case)
-    samples = load_cases(dataset, missing, skip_bad=skip_bad)
+
+    def check(case: Case, sample: Sample) -> None:
+        source = case.images[0]
+        if sample.image is None or sample.label is None:
+            raise BadInputError(f"{source}: expected an image and a label, got only one of them. Add the other.")
+        if plan.spacing is not None and not sample.grid.known:
+            raise BadInputError(
+                f"{source}: expected a scan that states its voxel size (the plan resamples to {plan.spacing} mm), got "
+                "a format without one. Give it as NIfTI, or set spacing to null in the plan."
+            )
+        plan.normalization.fit(sample.image, source=source)
+
+    samples = load_cases(dataset, missing, skip_bad=skip_bad, check=check)
     for sample in tqdm(samples, total=len(missing), desc=f"reading {title} scans", disable=not missing):
         path = target / f"{sample.case}.safetensors"
         _write_entry(sample, plan, path, divisor)
@@ -96,14 +108,11 @@ def cache_scans(
 
 def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
     if sample.image is None or sample.label is None:
-        raise BadInputError(f"{sample.case}: expected an image and a label, got only one of them. Add the other.")
+        raise ValueError(f"{sample.case}: expected a sample that passed the check, got one without image or label")
     placement = place(
         sample.grid, spacing=plan.spacing, orientation=plan.orientation, min_size=plan.size, divisor=divisor
     )
-    try:
-        intensity = plan.normalization.fit(sample.image)
-    except BadInputError as error:
-        raise BadInputError(f"{sample.case}: {error}") from error
+    intensity = plan.normalization.fit(sample.image)
     image = to_model(intensity.forward(sample.image), placement, mode="linear", padding="reflect")
     label = to_model(sample.label, placement, mode="nearest", padding="constant")
     values = torch.tensor(sorted(plan.class_names))

@@ -115,6 +115,26 @@ def test_color_pictures_are_one_file_of_8_or_16_bits(tmp_path: Path) -> None:
     assert np.array_equal(np.vstack(list(rows)).reshape(8, 9, 3).transpose(2, 0, 1), scan(PICTURE, 3).numpy())
 
 
+@pytest.mark.parametrize("kind", ["volumes", "gray", "rgb"])
+def test_every_file_says_of_itself_that_it_is_synthetic(tmp_path: Path, kind: str) -> None:
+    roots = [tmp_path / "a", tmp_path / "b"]
+    for root in roots:
+        export_volumes(root) if kind == "volumes" else export_pictures(root, rgb=kind == "rgb")
+    if kind == "rgb":
+        for root in roots:
+            write_case(root, "b", scan(PICTURE, 3), labels(PICTURE), PICTURE, image_dtype="uint16", rgb=True)
+    written = [name for name in files(roots[0]) if "Tr/" in name]
+    assert len(written) == {"volumes": 6, "gray": 2, "rgb": 4}[kind]
+    for name in written:
+        path = roots[0] / name
+        if kind == "volumes":
+            text = nib.load(path).header["descrip"].item().decode()
+        else:
+            text = Image.open(path).text["Description"]
+        assert text == "medgen synthetic, not a patient"
+        assert path.read_bytes() == (roots[1] / name).read_bytes()
+
+
 def test_the_file_type_holds_the_intensities_without_loss() -> None:
     flat, volume = PICTURE, VOLUME
     assert [file_ending(flat, dtype) for dtype in ("uint8", "uint16", "int16", "float32")] == [

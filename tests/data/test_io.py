@@ -136,7 +136,7 @@ def test_integer_types_round_and_clip(tmp_path: Path) -> None:
 def test_same_voxels_give_the_same_file(tmp_path: Path) -> None:
     image, grid = torch.from_numpy(noise(1, 4, 5, 6)), Grid((4, 5, 6), OBLIQUE)
     for name in ("a", "b"):
-        write_image(tmp_path / f"{name}.nii.gz", image, grid, dtype="int16")
+        write_image(tmp_path / f"{name}.nii.gz", image, grid, dtype="int16", description="one text")
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
@@ -461,6 +461,52 @@ def test_a_written_file_is_never_seen_half_done(tmp_path: Path) -> None:
         write_bytes(path, b"new content")
         assert reader.read() == b"old"  # the open file is another one: it was replaced, not written over
     assert path.read_bytes() == b"new content" and len(list(tmp_path.iterdir())) == 1
+
+
+MARK = "medgen synthetic, not a patient"
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_description_stays_in_the_header_of_a_nifti(tmp_path: Path, ending: str) -> None:
+    grid = Grid((4, 5, 6), OBLIQUE)
+    image, label = torch.from_numpy(noise(1, 4, 5, 6)), torch.ones(4, 5, 6, dtype=torch.int16)
+    for name, text in (("mark", MARK), ("longest", "x" * 79), ("none", "")):
+        path = tmp_path / f"{name}{ending}"
+        write_image(path, image, grid, dtype="float32", description=text)
+        assert nib.load(path).header["descrip"].item().decode() == text
+        assert torch.equal(read_image(path)[0], image)
+        write_label(path, label, grid, description=text)
+        assert nib.load(path).header["descrip"].item().decode() == text
+        assert torch.equal(read_label(path)[0], label)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_description_stays_in_the_text_of_a_png(tmp_path: Path, channels: int, dtype: Any) -> None:
+    grid = Grid((7, 9), np.eye(4), known=False)
+    image = torch.from_numpy(noise(channels, 7, 9)).clamp(0, 255).round()
+    for name, text in (("mark", {"Description": MARK}), ("none", {})):
+        path = tmp_path / f"{name}.png"
+        write_image(path, image, grid, dtype=dtype, description=text.get("Description", ""))
+        Image.open(path).verify()
+        assert Image.open(path).text == text
+        # pypng checks the checksum of every chunk, and that they come in a valid order.
+        chunks = [kind for kind, _ in png.Reader(filename=str(path)).chunks()]
+        assert chunks[0] == b"IHDR" and chunks[-1] == b"IEND" and chunks.count(b"tEXt") == len(text)
+        assert torch.equal(read_image(path)[0], image)
+    write_label(tmp_path / "label.png", torch.ones(7, 9, dtype=torch.int16), grid, description=MARK)
+    assert Image.open(tmp_path / "label.png").text == {"Description": MARK}
+
+
+@pytest.mark.parametrize("text", ["x" * 80, "größer", "two\nlines", "nul\0"])
+def test_a_description_that_a_header_cannot_hold_is_refused(tmp_path: Path, text: str) -> None:
+    grid = Grid((2, 2), np.eye(4))
+    for name in ("a.png", "a.nii.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a description of at most 79 printable ASCII"):
+            write_image(tmp_path / name, torch.zeros(1, 2, 2), grid, dtype="uint8", description=text)
+        with pytest.raises(ValueError, match=rf"{name}: expected a description of at most 79 printable ASCII"):
+            write_label(tmp_path / name, torch.zeros(2, 2, dtype=torch.int16), grid, description=text)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- Real data

@@ -198,3 +198,20 @@ def test_the_learning_rate_warms_up_and_falls_to_two_percent():
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.02, abs=1e-3)
     assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+
+
+def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path):
+    data = make_folder(tmp_path / "data", 2)
+    Image.fromarray(np.full((16, 16), 9, np.uint8)).save(data / "images" / "case_1.png")
+    with pytest.raises(BadInputError, match=r"case_1\.png: expected .*"):
+        train(data, tmp_path / "strict", plan=tiny_plan(2, label=None), max_steps=1)
+    output = train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=1, skip_bad=True)
+    rows = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert [row["case"] for row in rows] == ["case_1"]
+    assert Generator.from_pretrained(output).config.training["training_cases"] == 3
+
+
+def test_a_plan_with_a_spacing_refuses_scans_that_state_none(tmp_path):
+    data = make_folder(tmp_path / "data", 2)
+    with pytest.raises(BadInputError, match=r"case_0\.png: expected a scan that states its voxel size"):
+        train(data, tmp_path / "run", plan=tiny_plan(2, label=None, spacing=(1.0, 1.0)), max_steps=1)

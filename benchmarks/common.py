@@ -1,0 +1,88 @@
+"""What every benchmark shares: where the real scans are, a table, and the JSON that it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKDIR = ROOT / "runs" / "benchmarks"
+
+
+def data_folder(dataset: str) -> Path:
+    """Folder of a real data set, below ``MEDGEN_DATA`` or ``../shared/data``; ends the program where it is absent."""
+    folder = Path(os.environ.get("MEDGEN_DATA") or ROOT.parent / "shared" / "data") / dataset
+    if not folder.is_dir():
+        sys.exit(f"{folder}: expected the real scans of {dataset}, got nothing there. Set MEDGEN_DATA to their folder.")
+    return folder
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "medgen", "benchmarks/*.py")
+    return git("rev-parse", "HEAD") + ("-changed" if changed else "") or None
+
+
+def _command() -> str:
+    """The command line, with paths of this machine told from the repository's folder."""
+    script, *arguments = sys.argv
+    words = [os.path.relpath(word, ROOT) if os.path.isabs(word) else word for word in arguments]
+    return shlex.join(["python", os.path.relpath(Path(script).resolve(), ROOT), *words])
+
+
+def save(name: str, *, what: str, n: dict[str, Any], seeds: Sequence[int], device: str | None = None, **result: Any):
+    """Write ``results/NAME.json``: what was measured, how, on what, and the figures."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    content = {
+        "what": what,
+        "command": _command(),
+        "commit": _commit(),
+        "device": device
+        or f"cpu, {platform.machine()}, {_cpu_name()}, {cores()} core(s), OMP_NUM_THREADS {threads or 'not set'}",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("medgen", "torch", "monai", "diffusers", "numpy")},
+        },
+        "n": n,
+        "seeds": list(seeds),
+        **result,
+    }
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(ROOT)}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table; floats with three digits."""
+    print()
+    for cells in (head, ["---"] * len(head), *rows):
+        shown = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        print(f"| {' | '.join(shown)} |")
+
+
+def verdict(reached: bool) -> str:
+    """Word for the last column of a table."""
+    return "reached" if reached else "missed"
