@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 
 from medgen.conditions.condition import Condition
-from medgen.conditions.mask import from_signed_distance, signed_distance
+from medgen.conditions.mask import class_distances, from_class_distances
 from medgen.data.intensity import IntensityMap, Normalization
 from medgen.diffusion.objective import Objective
 from medgen.networks import Autoencoder, Denoiser
@@ -54,6 +54,7 @@ class GeneratorConfig:
         guidance_scale: Default at synthesis.
         shapes: Shapes of training scans on the model's grid before padding, to draw new fields of view from.
         constant_classes: Label values that every training case has.
+        max_parts: Connected parts of the foreground that 5 % of the training cases exceed at most; 0 sets no limit.
         training: Summary for the card: data, steps, seeds, versions.
     """
 
@@ -76,6 +77,7 @@ class GeneratorConfig:
     guidance_scale: float = 1.5
     shapes: tuple[tuple[int, ...], ...] = ()
     constant_classes: tuple[int, ...] = ()
+    max_parts: int = 0
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -240,20 +242,20 @@ class Generator:
             image_shape: ``(H, W[, D])`` on the model's grid.
 
         Returns:
-            ``(K - 1, *image_shape / label_stride)``.
+            ``(K, *image_shape / label_stride)``.
         """
-        return (self.num_classes - 1, *(size // self.config.label_stride for size in image_shape))
+        return (self.num_classes, *(size // self.config.label_stride for size in image_shape))
 
     def encode_label(self, label: torch.Tensor) -> torch.Tensor:
-        """Signed distances of a label map on the label generator's grid.
+        """Signed distances of a label map, background included, on the label generator's grid.
 
         Args:
             label: ``(*spatial)`` class indices.
 
         Returns:
-            ``(K - 1, *spatial / label_stride)`` in [-1, 1].
+            ``(K, *spatial / label_stride)`` in [-1, 1].
         """
-        distance = signed_distance(label, self.num_classes)
+        distance = class_distances(label, self.num_classes)
         pool = F.avg_pool3d if self.config.spatial_dims == 3 else F.avg_pool2d
         return pool(distance[None], self.config.label_stride)[0]
 
@@ -261,24 +263,24 @@ class Generator:
         """Label maps of signed distances.
 
         Args:
-            x: ``(B, K - 1, *size)``.
+            x: ``(B, K, *size)``.
 
         Returns:
             ``(B, *size * label_stride)`` int16 class indices.
         """
         mode = "trilinear" if self.config.spatial_dims == 3 else "bilinear"
-        return from_signed_distance(F.interpolate(x.float(), scale_factor=self.config.label_stride, mode=mode))
+        return from_class_distances(F.interpolate(x.float(), scale_factor=self.config.label_stride, mode=mode))
 
     def denoise_label(self, x: torch.Tensor, t: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Output of the label denoiser, float32.
 
         Args:
-            x: ``(B, K - 1, *size)``.
+            x: ``(B, K, *size)``.
             t: ``(B,)`` in [0, num_train_timesteps).
             valid: ``(B, 1, *size * label_stride)`` float, 1 inside the field of view.
 
         Returns:
-            ``(B, K - 1, *size)``.
+            ``(B, K, *size)``.
 
         Raises:
             ValueError: If this generator has no label generator.

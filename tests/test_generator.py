@@ -40,7 +40,7 @@ def generator():
         config,
         Denoiser(in_channels=2, mask_classes=3, mask_stride=2, **small),
         Autoencoder(spatial_dims=2, channels=(8, 8), latent_channels=2),
-        Denoiser(in_channels=2, mask_classes=1, mask_stride=2, **small),
+        Denoiser(in_channels=3, mask_classes=1, mask_stride=2, **small),
     )
 
 
@@ -51,7 +51,7 @@ def outputs(generator):
     latents = generator.encode(image)
     mask = torch.ones(1, 3, 16, 16)
     denoised = generator.denoise(latents, torch.tensor([500.0]), Condition(mask))
-    label = generator.denoise_label(torch.ones(1, 2, 8, 8), torch.tensor([10.0]), torch.ones(1, 1, 16, 16))
+    label = generator.denoise_label(torch.ones(1, 3, 8, 8), torch.tensor([10.0]), torch.ones(1, 1, 16, 16))
     return torch.cat([value.flatten() for value in (latents, generator.decode(latents), denoised, label)])
 
 
@@ -171,7 +171,7 @@ def test_unknown_settings_are_refused(generator, tmp_path):
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(BadInputError, match="Embedded: .*hippocampus-mr-3d"):
+    with pytest.raises(BadInputError, match=r"Embedded: .*hippocampus-mr-3d"):
         Generator.from_pretrained("hipocampus")
 
 

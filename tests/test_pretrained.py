@@ -34,7 +34,7 @@ def test_the_card_says_licence_source_use_and_limits():
 
 
 def test_it_draws_both_parts_of_a_hippocampus_of_a_plausible_volume(samples):
-    generator, drawn = samples
+    _, drawn = samples
     for sample in drawn:
         volumes = [float((sample.label == value).sum()) / 1000 for value in (1, 2)]  # ml, at 1 mm voxels
         # In the training set both lie between 0.8 and 2.6 ml.
@@ -46,7 +46,7 @@ def test_it_draws_both_parts_of_a_hippocampus_of_a_plausible_volume(samples):
 
 
 def test_the_scan_follows_its_label(samples):
-    generator, drawn = samples
+    _, drawn = samples
     for sample in drawn:
         inside = sample.image[0][sample.label > 0]
         rim = torch.from_numpy(ndimage.binary_dilation(sample.label.numpy() > 0, iterations=3)) & (sample.label == 0)

@@ -91,27 +91,44 @@ def signed_distance(
     return torch.from_numpy(distance)
 
 
-def from_signed_distance(distance: torch.Tensor) -> torch.Tensor:
-    """Label maps from signed distances; the inverse of :func:`signed_distance`.
+def class_distances(label: torch.Tensor, num_classes: int, *, truncation: float = 8.0) -> torch.Tensor:
+    """Signed distances of every class, the background included.
+
+    The background's own channel is what keeps touching classes together when a network draws the distances: without
+    it, two small errors at a common border open a gap.
 
     Args:
-        distance: ``(B, K - 1, H, W[, D])`` floating point, positive inside; for one map use ``distance[None]``.
+        label: ``(H, W[, D])`` integer class indices in ``[0, num_classes)``.
+        num_classes: K, number of classes with background.
+        truncation: Distance in voxels that becomes 1.
 
     Returns:
-        ``(B, H, W[, D])`` int16: the class of the largest distance where any is positive, 0 (background) elsewhere.
+        ``(K, H, W[, D])`` float32 in [-1, 1], positive inside.
+    """
+    background = -signed_distance((label > 0).to(torch.int16), 2, truncation=truncation)
+    return torch.cat([background, signed_distance(label, num_classes, truncation=truncation)])
+
+
+def from_class_distances(distance: torch.Tensor) -> torch.Tensor:
+    """Label maps from signed distances; the inverse of :func:`class_distances`.
+
+    Args:
+        distance: ``(B, K, H, W[, D])`` floating point, positive inside; for one map use ``distance[None]``.
+
+    Returns:
+        ``(B, H, W[, D])`` int16: the class of the largest distance.
 
     Raises:
         BadInputError: If there is no class channel or a value is NaN.
     """
-    if distance.ndim < 4 or distance.shape[1] < 1:
+    if distance.ndim < 4 or distance.shape[1] < 2:
         raise BadInputError(
-            f"distance: expected shape (B, K - 1, H, W[, D]) with at least one class, got {tuple(distance.shape)}. "
+            f"distance: expected shape (B, K, H, W[, D]) with at least two classes, got {tuple(distance.shape)}. "
             "Add the batch axis with distance[None]."
         )
     if torch.isnan(distance).any():
         raise BadInputError("distance: expected finite values, got NaN. Check the network that made it.")
-    largest, index = distance.max(dim=1)
-    return torch.where(largest > 0, index + 1, 0).to(torch.int16)
+    return distance.argmax(dim=1).to(torch.int16)
 
 
 def _check_label(label: torch.Tensor, num_classes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 # Per class: components, holes, touched borders of the field of view as (axis, side).
@@ -31,6 +32,19 @@ def topology(array: np.ndarray) -> Topology:
         borders += [(axis, 1) for axis, part in enumerate(box) if part.stop == array.shape[axis]]
         found[value] = (components, holes, frozenset(borders))
     return found
+
+
+def count_parts(label: np.ndarray | torch.Tensor) -> int:
+    """Connected parts of the foreground, all classes together.
+
+    Args:
+        label: ``(H, W[, D])``, 0 is background; voxels that meet at a corner are connected.
+
+    Returns:
+        How many there are.
+    """
+    array = np.asarray(label) != 0
+    return int(ndimage.label(array, ndimage.generate_binary_structure(array.ndim, array.ndim))[1])
 
 
 def topology_change(before: Topology, deformed: np.ndarray, *, keep_components: bool = True) -> str | None:

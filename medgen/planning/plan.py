@@ -229,7 +229,7 @@ def network_arguments(plan: Plan, stage: StageName) -> dict[str, Any]:
     else:
         names += ["attention_levels", "num_head_channels", "mask_channels"]
         if stage == "label":
-            channels, classes, stride = len(plan.class_names) - 1, 1, plan.label_stride
+            channels, classes, stride = len(plan.class_names), 1, plan.label_stride
         else:
             channels = plan.autoencoder.latent_channels if plan.autoencoder else len(plan.channel_names)
             classes, stride = len(plan.class_names), plan.compression

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medgen.conditions.deformation import deform_label
+from medgen.conditions.topology import count_parts
 from medgen.data.dataset import load_label
 from medgen.data.geometry import Placement, from_model, place, to_model, valid_mask
 from medgen.diffusion.sampler import sample, sampler_names
@@ -128,16 +129,18 @@ def generate_labels(
         drawn = generator.decode_label(distances).cpu() * valid
         for item, index in zip(pending, drawn, strict=True):
             present = set(index.unique().tolist()) - {0}
-            if present and required <= present:
+            whole = config.max_parts == 0 or count_parts(index) <= config.max_parts
+            if present and required <= present and whole:
                 index = index.to(torch.int16)
                 label = from_model(generator.index_to_label(index), item.placement, mode="nearest")
                 record = {**item.record, "attempt": attempt + 1}
                 done[item.spec.index] = replace(item, label=label, index=index, record=record)
     failed = [item.spec.case for item in group if item.spec.index not in done]
     if failed:
+        wanted = "every constant class" if required else "a class"
         raise BadInputError(
-            f"{failed[0]}: expected a label map with {'every constant class' if required else 'a class'} within "
-            f"{MAX_ATTEMPTS} draws, got none. Train the stage 'label' for longer, or use label_source 'deform'."
+            f"{failed[0]}: expected a label map with {wanted}, in no more parts than real ones, within {MAX_ATTEMPTS} "
+            "draws, got none. Train the stage 'label' for longer, or use label_source 'deform'."
         )
     return [done[item.spec.index] for item in group]
 

@@ -15,12 +15,16 @@ from monai.transforms import RandAffine
 from safetensors import safe_open
 from tqdm import tqdm
 
+from medgen.conditions.topology import count_parts
 from medgen.data.dataset import Case, Dataset, load_cases
 from medgen.data.geometry import place, to_model, valid_mask
 from medgen.planning import DenoiserPlan, Plan
 from medgen.seeding import derive_seed, stream
 from medgen.training.tensors import save_tensors
 from medgen.types import BadInputError, Sample
+
+# Part of the cache's name: raise it when what is stored changes.
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class CachedScan:
         scale: Intensity factors of its normalization.
         shift: Intensity offsets of its normalization.
         classes: Label values present.
+        parts: Connected parts of the foreground, neighbors across corners counted as connected.
     """
 
     case: str
@@ -42,6 +47,7 @@ class CachedScan:
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     classes: tuple[int, ...]
+    parts: int
 
 
 def key_of(*parts: Any) -> str:
@@ -74,7 +80,8 @@ def cache_scans(
     Returns:
         What was cached, in the order of ``cases``.
     """
-    settings = key_of(plan.spacing, plan.orientation, plan.size, plan.normalization, plan.class_names, divisor)
+    grid = (plan.spacing, plan.orientation, plan.size, divisor)
+    settings = key_of(CACHE_FORMAT, *grid, plan.normalization, plan.class_names)
     target = folder / "cache" / f"scans-{settings}"
     target.mkdir(parents=True, exist_ok=True)
     cases = list(cases)
@@ -122,6 +129,7 @@ def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
         "scale": intensity.scale,
         "shift": intensity.shift,
         "classes": sample.label.unique().tolist(),
+        "parts": count_parts(sample.label),
     }
     tensors = {
         "image": image.to(torch.float16),

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -234,6 +235,7 @@ class _Run:
             guidance_scale=plan.denoiser.guidance_scale,
             shapes=tuple(scan.shape for scan in self.train),
             constant_classes=tuple(sorted(constant)),
+            max_parts=int(np.quantile([scan.parts for scan in self.train], 0.95, method="higher")),
             training={
                 "data": self.dataset.root.name,
                 "training_cases": len(self.train),

@@ -6,7 +6,7 @@ import torch
 from monai.networks import one_hot as monai_one_hot
 from scipy.spatial import cKDTree
 
-from medgen.conditions.mask import from_signed_distance, one_hot, signed_distance
+from medgen.conditions.mask import class_distances, from_class_distances, one_hot, signed_distance
 from medgen.types import BadInputError
 
 
@@ -69,8 +69,8 @@ def test_a_class_that_fills_the_grid_is_one_and_an_absent_one_minus_one() -> Non
 @pytest.mark.parametrize("truncation", [0.5, 8.0])
 def test_labels_survive_the_round_trip_through_distances(shape: tuple[int, ...], truncation: float) -> None:
     labels = torch.stack([_random_label(shape, 4, seed) for seed in range(3)])
-    distances = torch.stack([signed_distance(label, 4, truncation=truncation) for label in labels])
-    back = from_signed_distance(distances)
+    distances = torch.stack([class_distances(label, 4, truncation=truncation) for label in labels])
+    back = from_class_distances(distances)
     assert back.dtype == torch.int16
     assert torch.equal(back, labels)
 
@@ -100,7 +100,7 @@ def test_wrong_arguments_are_named() -> None:
         signed_distance(label, 2, truncation=0)
     with pytest.raises(BadInputError, match="spacing: expected 2 positive lengths"):
         signed_distance(label, 2, spacing=(1.0, 1.0, 1.0))
-    with pytest.raises(BadInputError, match=r"distance: expected shape \(B, K - 1, H, W\[, D\]\)"):
-        from_signed_distance(torch.zeros(2, 4, 4))
+    with pytest.raises(BadInputError, match=r"distance: expected shape \(B, K, H, W\[, D\]\)"):
+        from_class_distances(torch.zeros(2, 4, 4))
     with pytest.raises(BadInputError, match="expected finite values, got NaN"):
-        from_signed_distance(torch.full((1, 1, 4, 4), torch.nan))
+        from_class_distances(torch.full((1, 2, 4, 4), torch.nan))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medgen.conditions.topology import topology, topology_change
+from medgen.conditions.topology import count_parts, topology, topology_change
 
 
 def ring(size: int = 15) -> np.ndarray:
@@ -81,3 +81,11 @@ def test_a_change_is_named_and_pieces_may_be_free(change, reason: str | None, al
     before = topology(ring())
     assert topology_change(before, change(ring())) == reason
     assert topology_change(before, change(ring()), keep_components=False) == allowed
+
+
+def test_parts_are_counted_over_all_classes_and_across_corners() -> None:
+    label = np.zeros((6, 6), np.int16)
+    label[0, 0], label[1, 1], label[1, 2] = 1, 1, 2  # one part: a corner, then a side
+    label[4:, 4:] = 2
+    assert count_parts(label) == 2
+    assert count_parts(np.zeros((3, 3))) == 0

@@ -27,7 +27,7 @@ def build_generator(spatial_dims: int, *, label: bool = True, channels: int = 1,
     }
     autoencoder = Autoencoder(spatial_dims=spatial_dims, in_channels=channels, channels=(4, 8), latent_channels=2)
     denoiser = Denoiser(in_channels=2, mask_classes=3, mask_channels=4, mask_stride=2, **small)
-    label_denoiser = Denoiser(in_channels=2, mask_classes=1, mask_channels=4, mask_stride=2, **small) if label else None
+    label_denoiser = Denoiser(in_channels=3, mask_classes=1, mask_channels=4, mask_stride=2, **small) if label else None
     for network in (autoencoder, denoiser, label_denoiser):
         for weight in [] if network is None else network.parameters():
             if not weight.any():  # new diffusion networks end in zeros, and would ignore their input

@@ -103,7 +103,7 @@ def test_a_class_that_always_occurs_is_drawn_again_until_it_does(make_generator:
     made = []
     for classes in ((1,), (1, 2)):
         generator = make_generator(2, constant_classes=classes)
-        shift_distance(generator, 1, 2.0)
+        shift_distance(generator, 2, 2.0)
         made.append(list(iter_samples(generator, plan_samples(8), SETTINGS, batch_size=8)))
     redrawn = 0
     for free, strict in zip(*made, strict=True):
@@ -118,7 +118,7 @@ def test_a_class_that_always_occurs_is_drawn_again_until_it_does(make_generator:
 
 def test_labels_that_are_always_empty_end_in_a_clear_error(make_generator: Callable[..., Generator]) -> None:
     generator = make_generator(2)
-    for channel in (0, 1):
+    for channel in (1, 2):
         shift_distance(generator, channel, 100.0)
     with pytest.raises(BadInputError, match=r"synthetic_00000: expected a label map with .* within 20 draws, got none"):
         next(iter_samples(generator, plan_samples(1), SETTINGS))

@@ -1,5 +1,6 @@
 """`medgen train` on small real files: whole runs, kills, several processes, and what the loop promises."""
 
+import itertools
 import json
 import os
 import signal
@@ -197,7 +198,7 @@ def test_the_learning_rate_warms_up_and_falls_to_two_percent():
     assert rates[0] == pytest.approx(1 / 50)
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.02, abs=1e-3)
-    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
 
 
 def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path):
