@@ -32,7 +32,7 @@ DEFAULT_MODEL = "hippocampus-mr-3d"
 
 
 def synthesize(
-    output: Path,
+    output: Path | None = None,
     *,
     model: str = DEFAULT_MODEL,
     labels: Path | None = None,
@@ -57,7 +57,8 @@ def synthesize(
     the work.
 
     Args:
-        output: Folder to write; new, empty, or of the same run.
+        output: Folder to write; new, empty, or of the same run. A replay may leave it out: it then goes beside the
+            manifest's folder, with `_replay` added to the name.
         model: Folder of a trained model, name of an embedded one, or Hub id.
         labels: Folder of label maps to make scans for.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
@@ -84,7 +85,7 @@ def synthesize(
         MemoryError: If a batch does not fit; the message says which setting to lower.
     """
     given = dict(locals())
-    output = Path(output)
+    output = _choose_output(output, replay)
     again = None
     if replay is not None:
         refuse_other_arguments(synthesize, given)
@@ -141,6 +142,15 @@ def synthesize(
         print(f"{len(records)} labelled scans in {output}" + (f"; {verdict}" if verdict else ""))
     state.wait_for_everyone()
     return read_done(output)
+
+
+def _choose_output(output: Path | None, replay: Path | None) -> Path:
+    if output is not None:
+        return Path(output)
+    if replay is None:
+        raise BadInputError("output: expected a folder to write to, got none. Give --output FOLDER.")
+    source = Path(replay).resolve().parent
+    return source.with_name(f"{source.name}_replay")
 
 
 @dataclass(frozen=True)

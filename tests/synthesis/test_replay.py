@@ -130,3 +130,15 @@ def test_an_empty_or_mixed_manifest_is_refused(model_3d: Path, tmp_path: Path) -
     (tmp_path / "mixed.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(BadInputError, match=r"mixed\.jsonl: expected samples of one model, got 2 different"):
         synthesize(tmp_path / "b", replay=tmp_path / "mixed.jsonl")
+
+
+def test_a_replay_without_an_output_goes_beside_the_run(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    synthesize(tmp_path / "a", model=str(model_3d), labels=labels_3d, num_samples=1, num_inference_steps=2)
+    records = synthesize(replay=tmp_path / "a" / "manifest.jsonl")
+    assert (tmp_path / "a_replay" / "manifest.jsonl").exists()
+    assert len(records) == 1
+
+
+def test_no_output_and_nothing_to_replay_is_refused() -> None:
+    with pytest.raises(BadInputError, match=r"output: expected a folder to write to, got none\. Give --output FOLDER"):
+        synthesize()
