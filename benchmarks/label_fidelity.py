@@ -30,7 +30,7 @@ from medgen.data.geometry import place, to_model
 from medgen.data.intensity import Normalization
 from medgen.generator import Generator
 from medgen.precision import autocast, memory_format, resolve_precision
-from medgen.seeding import derive_seed, stream
+from medgen.seeding import stream
 from medgen.synthesis import synthesize
 from medgen.types import Sample
 
@@ -181,7 +181,10 @@ def dice(counts: torch.Tensor) -> dict[str, list[Any]]:
         "mean": ((scans * has).sum(0) / has.sum(0)).tolist(),
         "pooled": (2 * right.sum(0) / (found + given).sum(0)).tolist(),
         "n": has.sum(0).tolist(),
-        "scans": [[round(v, 4) if h else None for v, h in zip(*r, strict=True)] for r in zip(scans, has, strict=True)],
+        "scans": [
+            [round(value, 4) if given > 0 else None for value, given in zip(*row, strict=True)]
+            for row in zip(scans.tolist(), given.tolist(), strict=True)
+        ],
     }
 
 
@@ -233,7 +236,10 @@ def main(
     classes = [real.class_names[value] for value in sorted(real.class_names) if value]
     on_real = dice(judge(network, load_cases(real, val), len(classes) + 1))
     if stage == "segmenter":
-        table(["class", "Dice on real scans", "pooled"], list(zip(classes, on_real["mean"], on_real["pooled"])))
+        table(
+            ["class", "Dice on real scans", "pooled"],
+            list(zip(classes, on_real["mean"], on_real["pooled"], strict=True)),
+        )
         return
     generator = Generator.from_pretrained(model)
     scale = generator.config.guidance_scale if guidance_scale is None else guidance_scale
