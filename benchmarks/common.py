@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,16 @@ def data_folder(dataset: str) -> Path:
     folder = Path(os.environ.get("MEDGEN_DATA") or ROOT.parent / "shared" / "data") / dataset
     if not folder.is_dir():
         sys.exit(f"{folder}: expected the real scans of {dataset}, got nothing there. Set MEDGEN_DATA to their folder.")
+    return folder
+
+
+def link_files(files: Iterable[Path], folder: Path) -> Path:
+    """A folder with these files alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for file in files:
+        (folder / file.name).symlink_to(file.resolve())
     return folder
 
 

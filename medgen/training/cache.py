@@ -106,10 +106,15 @@ def cache_scans(
         plan.normalization.fit(sample.image, source=source)
 
     samples = load_cases(dataset, missing, skip_bad=skip_bad, check=check)
-    for sample in tqdm(samples, total=len(missing), desc=f"reading {title} scans", disable=not missing):
-        path = target / f"{sample.case}.safetensors"
-        _write_entry(sample, plan, path, divisor)
-        cached[sample.case] = _read_entry(path)
+    try:
+        for sample in tqdm(samples, total=len(missing), desc=f"reading {title} scans", disable=not missing):
+            path = target / f"{sample.case}.safetensors"
+            _write_entry(sample, plan, path, divisor)
+            cached[sample.case] = _read_entry(path)
+    except BadInputError:
+        # A resumed run finds only the bad cases missing, and none good among them: that is no reason to stop.
+        if not (skip_bad and cached):
+            raise
     return [cached[case.case] for case in cases if case.case in cached]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -200,7 +202,12 @@ class _Run:
         )
         self._loop(stage, plan.batch_size)
         if self.accelerator.is_main_process:
-            stage.averaged.to(memory_format=torch.contiguous_format).save_pretrained(self.folder / "autoencoder")
+            # Renamed into place whole: its presence is what says that the stage is done.
+            temporary, final = self.folder / ".autoencoder.partial", self.folder / "autoencoder"
+            shutil.rmtree(temporary, ignore_errors=True)
+            stage.averaged.to(memory_format=torch.contiguous_format).save_pretrained(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
         self.accelerator.wait_for_everyone()
 
     def _autoencoder(self) -> Autoencoder | None:

@@ -207,6 +207,7 @@ def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path):
     with pytest.raises(BadInputError, match=r"case_1\.png: expected .*"):
         train(data, tmp_path / "strict", plan=tiny_plan(2, label=None), max_steps=1)
     output = train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=1, skip_bad=True)
+    train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=1, skip_bad=True)  # and once more, cached
     rows = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
     assert [row["case"] for row in rows] == ["case_1"]
     assert Generator.from_pretrained(output).config.training["training_cases"] == 3

@@ -1,0 +1,157 @@
+"""How close synthetic scans come to real ones, and how much they differ among themselves: `medgen evaluate` in figures.
+
+    python benchmarks/realism.py --dataset hippocampus3d --model hippocampus-mr-3d
+    python benchmarks/realism.py --dataset hippocampus3d --synthetic FOLDER
+
+Without a folder of synthetic scans it makes one: several scans for each of some label maps, by default of the training
+split, because scans drawn over the very label maps of the validation scans would be compared with their own anatomy.
+Goals: Fréchet distance to the validation scans at most twice that of the training scans at equal n, and MS-SSIM among
+scans of one label map within 0.05 of that among real scans. Writes ``benchmarks/results/realism_DATASET.json``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from common import WORKDIR, data_folder, link_files, save, table, verdict
+from jsonargparse import auto_cli
+
+from medgen.data.dataset import read_dataset, split_cases
+from medgen.evaluation import evaluate
+from medgen.generator import Generator
+from medgen.provenance import MANIFEST, read_manifest
+from medgen.synthesis import synthesize
+
+MOST_RATIO = 2.0
+MOST_DIFFERENCE = 0.05
+
+
+def make_scans(
+    dataset: str,
+    workdir: Path,
+    *,
+    model: str,
+    split: Literal["train", "val"],
+    labels: int,
+    per_label: int,
+    guidance_scale: float | None,
+    batch_size: int,
+    seed: int,
+) -> Path:
+    """Synthesize several scans for each of some label maps, evenly spread over the split."""
+    train, val = split_cases(read_dataset(data_folder(dataset)))
+    files = sorted(case.label for case in (train if split == "train" else val) if case.label)
+    labels = min(labels, len(files))
+    chosen = [files[index * len(files) // labels] for index in range(labels)]
+    generator = Generator.from_pretrained(model)
+    scale = generator.config.guidance_scale if guidance_scale is None else guidance_scale
+    name = f"{generator.weights_hash[:8]}-w{scale:g}-{split}{labels}x{per_label}-{seed}"
+    output = workdir / dataset / f"realism-{name}"
+    synthesize(
+        output,
+        model=model,
+        labels=link_files(chosen, workdir / dataset / f"labels-{split}{labels}"),
+        num_samples=labels * per_label,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        seed=seed,
+        overwrite=True,
+    )
+    return output
+
+
+def main(
+    dataset: Literal["hippocampus3d", "cardiac_acdc"],
+    synthetic: Path | None = None,
+    model: str = "hippocampus-mr-3d",
+    split: Literal["train", "val"] = "train",
+    labels: int = 40,
+    per_label: int = 2,
+    guidance_scale: float | None = None,
+    batch_size: int = 8,
+    num_pairs: int = 200,
+    seed: int = 0,
+    workdir: Path = WORKDIR,
+) -> None:
+    """Evaluate synthetic scans against the real ones.
+
+    Args:
+        dataset: Which real scans.
+        synthetic: Folder of synthetic scans; None makes them.
+        model: Folder or name of the generator that makes them.
+        split: Whose label maps it makes them for.
+        labels: For how many label maps.
+        per_label: How many scans for each.
+        guidance_scale: As for `medgen synthesize`; None is the model's own.
+        batch_size: As for `medgen synthesize`.
+        num_pairs: As for `medgen evaluate`.
+        seed: Of synthesis and evaluation.
+        workdir: Keeps the scans and the report.
+    """
+    folder = synthetic or make_scans(
+        dataset,
+        workdir,
+        model=model,
+        split=split,
+        labels=labels,
+        per_label=per_label,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    report = evaluate(
+        data_folder(dataset),
+        folder,
+        workdir / dataset / "report",
+        num_pairs=num_pairs,
+        seed=seed,
+        overwrite=True,
+    )
+    records = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else []
+    frechet, diversity = report["frechet_distance"], report["ms_ssim"]
+    ratio = frechet["ratio_to_floor"]
+    reached = {"frechet": ratio is not None and ratio <= MOST_RATIO}
+    rows = [
+        ["Fréchet distance, train to val (floor)", frechet["floor"]["median"], "", ""],
+        ["Fréchet distance, synthetic to val", frechet["synthetic_to_val"]["median"], "", ""],
+        ["ratio to the floor", ratio, f"<= {MOST_RATIO:g}", verdict(reached["frechet"])],
+        ["MS-SSIM, real pairs", diversity["real"]["mean"], "", ""],
+        ["MS-SSIM, synthetic pairs", diversity["synthetic"]["mean"], "", ""],
+    ]
+    one_label = diversity["synthetic_one_label"]
+    if one_label:
+        reached["diversity"] = abs(one_label["minus_real"]) <= MOST_DIFFERENCE
+        rows += [
+            ["MS-SSIM, synthetic pairs of one label", one_label["mean"], "", ""],
+            ["minus real", one_label["minus_real"], f"+-{MOST_DIFFERENCE}", verdict(reached["diversity"])],
+        ]
+    table(["figure", "value", "goal", ""], rows)
+    print(f"\npicture: {workdir / dataset / 'report' / 'report.png'}")
+    save(
+        f"realism_{dataset}",
+        what="Fréchet distance (medians over random subsets of equal n) and MS-SSIM of pairs, as `medgen evaluate`",
+        n={name: report[side][name] for side, name in (("real", "train"), ("real", "val"), ("synthetic", "scans"))}
+        | {"per_side": frechet["n"], "labels": len({record.label.get("sha256") for record in records})},
+        seeds=[seed],
+        synthesis=[
+            {
+                "model_hash": record.model_hash,
+                "label": Path(record.label.get("path", "")).name,
+                "seed": record.seed,
+                "guidance_scale": record.guidance_scale,
+            }
+            for record in records
+        ],
+        label_split=None if synthetic else split,
+        extractor=report["extractor"],
+        frechet_distance=frechet,
+        ms_ssim=diversity,
+        warnings=[text.replace(str(folder), folder.name) for text in report["warnings"]],
+        goals={"ratio_to_floor": MOST_RATIO, "ms_ssim_difference": MOST_DIFFERENCE},
+        reached=reached,
+    )
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
