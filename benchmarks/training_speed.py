@@ -74,7 +74,7 @@ def medgen_step(plan: Plan, encoder: Autoencoder, denoiser: Denoiser, scans: lis
     def step() -> None:
         at = next(steps)
         terms = stage.update(at, list(range(at * own.batch_size, (at + 1) * own.batch_size)))
-        float(terms["loss"])
+        terms["loss"].item()
         average.step(parameters)
 
     return step

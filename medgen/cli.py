@@ -169,7 +169,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     except BadInputError as error:
         return _fail(name, str(error), code=2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        from medgen.precision import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         return _fail(name, f"out of memory. {command.lower} ({str(error).splitlines()[0] if str(error) else 'CPU'})")
     except OSError as error:
@@ -257,12 +259,6 @@ def _keys(function: Any) -> list[str]:
         for kind in _dataclasses(hint):
             pending += get_type_hints(kind).items()
     return keys
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 def _fail(name: str, message: str, code: int = 1) -> int:
