@@ -56,7 +56,6 @@ def memory_gb(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
 
 
-@torch.inference_mode()
 def decode_large(model: str, size: int, bound: float, precision: str) -> dict[str, Any]:
     """Decode one large volume; runs in a process of its own."""
     generator = Generator.from_pretrained(model)
@@ -66,7 +65,7 @@ def decode_large(model: str, size: int, bound: float, precision: str) -> dict[st
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory_gb("VmRSS")
     began = time.perf_counter()
-    with autocast("cpu", precision):
+    with torch.inference_mode(), autocast("cpu", precision):
         image = generator.decode(latents, max_memory_gb=bound)
     seconds = time.perf_counter() - began
     peak = memory_gb("VmHWM")
@@ -83,7 +82,6 @@ def decode_large(model: str, size: int, bound: float, precision: str) -> dict[st
     }
 
 
-@torch.inference_mode()
 def compare(model: str, size: int, bound: float, precision: str) -> dict[str, Any]:
     """Differences between tiled and whole decode."""
     generator = Generator.from_pretrained(model)
@@ -96,7 +94,7 @@ def compare(model: str, size: int, bound: float, precision: str) -> dict[str, An
     tiles: list[int] = []
     inner = autoencoder._decode
     autoencoder._decode = lambda x: (tiles.append(x.shape[-1]), inner(x))[1]
-    with autocast("cpu", precision):
+    with torch.inference_mode(), autocast("cpu", precision):
         tiled = generator.decode(latents, max_memory_gb=bound)
         count = len(tiles)
         whole = generator.decode(latents)
