@@ -137,7 +137,7 @@ def main(
         synthesis=[
             {
                 "model_hash": record.model_hash,
-                "label": Path(record.label.get("path", "")).name,
+                "label": record.label.get("file", ""),
                 "seed": record.seed,
                 "guidance_scale": record.guidance_scale,
             }

@@ -100,8 +100,7 @@ def compare(model: str, size: int, bound: float, precision: str) -> dict[str, An
         whole = generator.decode(latents)
     if count < 2:
         raise SystemExit(f"expected several tiles at {size} voxels, got one; lower compare_gb")
-    # The first tile starts at the edge of the volume, so its margin lies on one side only.
-    stride = (tiles[0] - autoencoder.decoder_radius) * autoencoder.compression
+    stride = (tiles[0] - 2 * autoencoder.decoder_radius) * autoencoder.compression
     difference = tiled - whole
     beside = torch.zeros(difference.shape, dtype=torch.bool)
     seam = 0.0
@@ -128,7 +127,7 @@ def main(
     size: int = 256,
     bounds_gb: tuple[float, ...] = (1.0, 2.0),
     compare_size: int = 128,
-    compare_gb: float = 0.2,
+    compare_gb: float = 0.35,
 ) -> None:
     """Measure memory at the large size, differences at the smaller one.
 

@@ -45,8 +45,8 @@ def main() -> None:
         parser.error("give --data FOLDER, or --toy")
     data = make_toy_images(arguments.output / "data") if arguments.toy else arguments.data
 
-    # The plan is made from the folder and written to model/plan.yaml; edit it there to change anything.
-    model = train(data, arguments.output / "model", max_steps=6 if arguments.toy else None)
+    # The plan is made from the folder and written to run/plan.yaml; edit it there to change anything.
+    run = train(data, arguments.output / "run", max_steps=6 if arguments.toy else None)
 
     # New label maps: smooth deformations of the real ones, each with a scan of its own.
     labels = data / "labels" if (data / "labels").is_dir() else data / "labelsTr"
@@ -54,7 +54,7 @@ def main() -> None:
     steps = 4 if arguments.toy else 20
     synthetic = arguments.output / "synthetic"
     synthesize(
-        synthetic, model=str(model), labels=labels, label_source="deform", num_samples=count, num_inference_steps=steps
+        synthetic, model=str(run), labels=labels, label_source="deform", num_samples=count, num_inference_steps=steps
     )
 
     report = evaluate(data, synthetic, arguments.output / "report")

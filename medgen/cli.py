@@ -49,7 +49,7 @@ COMMANDS = {
             "  medgen train --data FOLDER --output runs/mine\n"
             "  medgen train --config configs/hippocampus_3d.yaml"
         ),
-        lower="In the plan, lower batch_size (or patch_size) of the stage that ran, or set its gradient_checkpointing.",
+        lower="In the plan, lower batch_size or patch_size of the stage that ran, for another --output.",
         resume="Run the same command again: it continues from the last checkpoint.",
     ),
     "synthesize": Command(
@@ -58,7 +58,8 @@ COMMANDS = {
         examples=(
             "  medgen synthesize --output out\n"
             "  medgen synthesize --model runs/mine --labels FOLDER/labels --output synthetic --num_samples 200\n"
-            "  medgen synthesize --replay out/manifest.jsonl --output again"
+            "  medgen synthesize --replay out/manifest.jsonl --output again\n"
+            "  medgen synthesize --replay synthetic/manifest.jsonl --model runs/mine --labels FOLDER/labels"
         ),
         lower="Lower --batch_size, or give --max_memory_gb so that scans are decoded by tiles.",
         resume="Run the same command again: finished scans are kept.",
@@ -173,6 +174,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
         if not is_out_of_memory(error):
             raise
+        if type(error) is MemoryError and error.args:  # training says itself which stage it was and what to change
+            return _fail(name, f"out of memory. {error}")
         return _fail(name, f"out of memory. {command.lower} ({str(error).splitlines()[0] if str(error) else 'CPU'})")
     except OSError as error:
         # Only what the machine is to blame for; any other OSError is a defect and keeps its traceback.

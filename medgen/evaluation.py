@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from medgen.data.dataset import RGB, Case, Dataset, load_case, load_cases, read_dataset, split_cases
+from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset
+from medgen.data.dataset import load_case, load_cases, read_dataset, split_cases
 from medgen.data.geometry import place, to_model
 from medgen.data.intensity import Normalization
 from medgen.metrics import EfficientNetLite0Features, frechet_distance_from_features, ms_ssim, num_scales
 from medgen.precision import resolve_device
-from medgen.provenance import runtime_info, sha256_array, write_text
+from medgen.provenance import hide_folder, runtime_info, sha256_array, write_text
 from medgen.report import draw_report
 from medgen.seeding import stream
 from medgen.types import BadInputError, Sample
@@ -114,14 +115,14 @@ def evaluate(
     report: dict[str, Any] = {
         "format": "medgen-report/1",
         "real": {
-            "folder": str(real),
+            "folder": Path(real).resolve().name,
             "scans": len(real_scans.cases),
             "split": split,
             "train": len(folds[0][0]),
             "val": len(folds[0][1]),
         },
         "synthetic": {
-            "folder": str(synthetic),
+            "folder": Path(synthetic).resolve().name,
             "scans": len(synthetic_scans.cases),
             "marked_synthetic": synthetic_set.synthetic,
         },
@@ -142,7 +143,7 @@ def evaluate(
         "ms_ssim": diversity,
         "warnings": _warnings(frechet, synthetic_set, network.num_features),
         "rejected": [
-            {"set": name, "case": item.case, "reason": item.reason}
+            {"set": name, "case": item.case, "reason": hide_folder(item.reason, dataset.root)}
             for name, dataset in (("real", real_set), ("synthetic", synthetic_set))
             for item in dataset.rejected
         ],
@@ -151,7 +152,7 @@ def evaluate(
     }
     val = folds[0][1]
     shown = [
-        [_prepare(load_case(scans.cases[index], scans.dataset), scans.dataset) for index in _draw(rows, _SHOWN, seed)]
+        [_for_display(scans.cases[index], scans.dataset) for index in _draw(rows, _SHOWN, seed)]
         for scans, rows in ((real_scans, val), (synthetic_scans, range(len(synthetic_scans.cases))))
     ]
     output.mkdir(parents=True, exist_ok=True)
@@ -184,16 +185,18 @@ def _require_comparable(real: Dataset, synthetic: Dataset) -> None:
         )
 
 
-def _prepare(sample: Sample, dataset: Dataset) -> torch.Tensor:
+def _prepare(case: Case, sample: Sample, dataset: Dataset) -> torch.Tensor:
     """Scan as the metrics and the picture see it: ``(C, *spatial)`` in [0, 1], volumes in RAS order."""
     if sample.image is None:
         raise BadInputError(f"{dataset.root}: expected an image for case {sample.case}, got none.")
     image = to_model(sample.image, place(sample.grid), mode="linear", padding="constant")
-    try:
-        intensity = Normalization(per_channel=dataset.channel_names != RGB).fit(image)
-    except BadInputError as error:
-        raise BadInputError(f"{dataset.root}: case {sample.case}: {error}") from error
+    intensity = Normalization(per_channel=dataset.channel_names != RGB).fit(image, source=case.images[0])
     return (intensity.forward(image) + 1) / 2
+
+
+def _for_display(case: Case, dataset: Dataset) -> Sample:
+    sample = load_case(case, dataset)
+    return replace(sample, grid=place(sample.grid).grid, image=_prepare(case, sample, dataset), label=None)
 
 
 def _extract(
@@ -202,9 +205,15 @@ def _extract(
     """One pass over a folder; memory holds one scan at a time, and the features of all."""
     by_name = {case.case: case for case in dataset.cases}
     cases, features, shapes, labels = [], [], [], []
-    samples = load_cases(dataset, dataset.cases, skip_bad=skip_bad)
+    prepared: dict[str, torch.Tensor] = {}
+    samples = load_cases(
+        dataset,
+        dataset.cases,
+        skip_bad=skip_bad,
+        check=lambda case, sample: prepared.update({case.case: _prepare(case, sample, dataset)}),
+    )
     for sample in tqdm(samples, desc=f"features of {name} scans", total=len(dataset.cases), unit="scan"):
-        image = _prepare(sample, dataset)
+        image = prepared.pop(sample.case)
         features.append(network(image[None].to(device))[0].cpu())
         cases.append(by_name[sample.case])
         shapes.append(tuple(image.shape[1:]))
@@ -216,7 +225,7 @@ def _extract(
 
 def _folds(real: _Scans, num_subsets: int, seed: int) -> tuple[str, list[tuple[list[int], list[int]]]]:
     """Rows ``(train, val)`` for each subset: the given split, or else a new random half of the patients each time."""
-    if any(case.split in ("val", "valid", "validation", "dev") for case in real.dataset.cases):
+    if any(case.split in VAL_SPLITS for case in real.dataset.cases):
         train, val = split_cases(real.dataset)
         fold = (real.where({case.case for case in train}), real.where({case.case for case in val}))
         name, folds = "train and val as given", [fold] * num_subsets
@@ -314,7 +323,8 @@ def _similarity(
         turn += 1
     values = []
     for pair in tqdm(pairs, desc=f"MS-SSIM, {name}", unit="pair"):
-        x, y = (_prepare(load_case(scans.cases[index], scans.dataset), scans.dataset) for index in pair)
+        cases = [scans.cases[index] for index in pair]
+        x, y = (_prepare(case, load_case(case, scans.dataset), scans.dataset) for case in cases)
         box = [min(sizes) for sizes in zip(x.shape[1:], y.shape[1:], strict=True)]
         values.append(ms_ssim(_center(x, box)[None], _center(y, box)[None], scales=scales).item())
     return {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "pairs": len(values)}
@@ -337,5 +347,6 @@ def _warnings(frechet: dict[str, Any], synthetic: Dataset, num_features: int) ->
     if n < _FEW:
         found.append(f"Only {n} scans a side: differences of less than a few times the range are chance.")
     if not synthetic.synthetic:
-        found.append(f"{synthetic.root} does not mark itself as synthetic. Check that the folders are not swapped.")
+        name = synthetic.root.resolve().name
+        found.append(f"{name} does not mark itself as synthetic. Check that the folders are not swapped.")
     return found

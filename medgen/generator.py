@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
-import shutil
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch.nn import functional as F
 
+from medgen.bundle import find_model, read_bundle, write_bundle
 from medgen.conditions.condition import Condition
 from medgen.conditions.mask import class_distances, from_class_distances
 from medgen.data.intensity import IntensityMap, Normalization
@@ -25,9 +21,7 @@ from medgen.diffusion.objective import Objective
 from medgen.networks import Autoencoder, Denoiser
 from medgen.types import BadInputError, Shape
 
-FORMAT_VERSION = 1
-COMPONENTS = {"autoencoder": Autoencoder, "denoiser": Denoiser, "label_denoiser": Denoiser}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_KINDS = {"autoencoder": Autoencoder, "denoiser": Denoiser, "label_denoiser": Denoiser}
 
 
 @dataclass
@@ -92,36 +86,6 @@ def _parse_config(values: dict[str, Any], path: Path) -> GeneratorConfig:
         ) from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _resolve(name: str | Path) -> Path:
-    """Folder of a model: a path, an embedded name, or a Hub id that the user names."""
-    folder = Path(name)
-    if folder.exists():
-        return folder
-    embedded = Path(str(files("medgen"))) / "pretrained" / str(name)
-    if embedded.is_dir():
-        return embedded
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md"]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise BadInputError(
-                f"{name}: expected a model folder or a reachable Hub id, got neither ({type(error).__name__}). "
-                "Check the spelling, or download the model and give its folder."
-            ) from error
-    known = sorted(path.name for path in (Path(str(files("medgen"))) / "pretrained").iterdir() if path.is_dir())
-    raise BadInputError(
-        f"{name}: expected a model folder, a Hub id or an embedded model, got nothing of that name. Embedded: {known}."
-    )
-
-
 class Generator:
     """Networks, settings and normalization of one generative model.
 
@@ -130,7 +94,7 @@ class Generator:
         denoiser: Image denoiser, in latent or pixel space.
         autoencoder: Scans to latents and back; None in pixel space.
         label_denoiser: Generator of label maps; None if it has none.
-        weights_hash: SHA-256 over the stored weights; empty before the first save.
+        weights_hash: SHA-256 over the stored weights and settings; empty before the first save.
     """
 
     def __init__(
@@ -211,7 +175,7 @@ class Generator:
 
         Args:
             latents: ``(B, c, *size)``.
-            max_memory_gb: Bound for the decoder's activations; None decodes in one piece.
+            max_memory_gb: Bound for all that decoding adds to the memory in use; None decodes in one piece.
 
         Returns:
             ``(B, C, *size * compression)`` float32 in [-1, 1].
@@ -220,7 +184,7 @@ class Generator:
             self.config.latent_shift, latents
         )
         image = raw if self.autoencoder is None else self.autoencoder.decode(raw, max_memory_gb=max_memory_gb)
-        return image.float().clamp(-1, 1)
+        return image.float().clamp_(-1, 1)
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Denoiser output in the parametrization of ``config.objective``, float32.
@@ -322,45 +286,24 @@ class Generator:
         return torch.tensor(sorted(self.config.class_names), dtype=torch.int16)[index.long().cpu()]
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the bundle; the settings come last, so that a folder with settings is whole.
+        """Write the model; at every moment, also when killed, the folder holds the old model or the new one.
 
         Args:
-            folder: Made if absent; an older bundle in it is replaced.
+            folder: Made if absent; an older model in it is replaced, other files are left alone.
             dtype: Storage format of the weights; they are float32 again after loading.
+
+        Raises:
+            BadInputError: If the disk is full; the old model then remains.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        hashes = {}
-        for name in COMPONENTS:
-            target = folder / name
-            network = self._networks().get(name)
-            if network is None:
-                shutil.rmtree(target, ignore_errors=True)
-                continue
-            fresh = folder / f".{name}.tmp"
-            shutil.rmtree(fresh, ignore_errors=True)
-            # Where a network was once loaded from is nobody's business, and would change the model's hash.
-            stored = type(network).from_config({k: v for k, v in network.config.items() if k != "_name_or_path"})
-            stored.load_state_dict(network.state_dict())
-            for parameter in stored.parameters():
-                parameter.data = parameter.data.to(dtype)
-            stored.save_pretrained(fresh)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(fresh, target)
-            hashes[name] = {path.name: _sha256(path) for path in sorted(target.iterdir())}
-        self.weights_hash = _digest(hashes)
-        settings = {"format_version": FORMAT_VERSION, "components": hashes, "config": dataclasses.asdict(self.config)}
-        temporary = folder / ".generator.json.tmp"
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(temporary, folder / "generator.json")
+        self.weights_hash = write_bundle(Path(folder), self._networks(), dataclasses.asdict(self.config), dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Generator:
         """Load a bundle from a folder, by embedded name or by Hub id.
 
         Args:
-            name: Folder, embedded name such as ``hippocampus-mr-3d``, or Hub id ``owner/name`` (the one case that
-                uses the network).
+            name: Folder of a model or of a training run, embedded name such as ``hippocampus-mr-3d``, or Hub id
+                ``owner/name`` (the one case that uses the network).
             device: Where the networks go.
 
         Returns:
@@ -369,61 +312,21 @@ class Generator:
         Raises:
             BadInputError: If the folder is missing, incomplete, damaged, or holds pickled weights.
         """
-        folder = _resolve(name)
-        path = folder / "generator.json"
-        if not path.is_file():
-            raise BadInputError(
-                f"{path}: expected a medgen model (generator.json and weights), got none. If this is a training run, "
-                "let `medgen train` with the same arguments finish."
-            )
-        try:
-            settings = json.loads(path.read_text())
-            version, hashes, values = settings["format_version"], settings["components"], settings["config"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise BadInputError(
-                f"{path}: expected JSON of a medgen model, got a damaged file ({error}). Copy it again."
-            ) from error
-        if version != FORMAT_VERSION:
-            raise BadInputError(f"{path}: expected format version {FORMAT_VERSION}, got {version}. Update medgen.")
-        for component, checksums in hashes.items():
-            _check_component(folder / component, checksums)
+        bundle = read_bundle(find_model(name))
         networks: dict[str, Any] = {}
-        for component in hashes:
+        for component, folder in bundle.networks.items():
             try:
-                network = COMPONENTS[component].from_pretrained(folder / component, use_safetensors=True)
+                network = _KINDS[component].from_pretrained(folder, use_safetensors=True)
             except (OSError, SafetensorError, ValueError, RuntimeError) as error:
                 raise BadInputError(
-                    f"{folder / component}: expected loadable weights, got: {error}. Copy the model again."
+                    f"{folder}: expected loadable weights, got: {error}. Copy the model again."
                 ) from error
             networks[component] = network.float().eval().to(device)
-        return cls(_parse_config(values, path), weights_hash=_digest(hashes), **networks)
+        return cls(_parse_config(bundle.config, bundle.settings), weights_hash=bundle.digest, **networks)
 
     def _networks(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in COMPONENTS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in _KINDS if getattr(self, name) is not None}
 
     @staticmethod
     def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
         return torch.tensor(values, device=like.device, dtype=torch.float32).view(1, -1, *[1] * (like.ndim - 2))
-
-
-def _digest(hashes: dict[str, dict[str, str]]) -> str:
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-
-
-def _check_component(folder: Path, checksums: dict[str, str]) -> None:
-    for name, expected in checksums.items():
-        path = folder / name
-        if not path.is_file():
-            pickles = [found.name for pattern in _PICKLES for found in folder.glob(pattern)]
-            if pickles:
-                raise BadInputError(
-                    f"{folder / pickles[0]}: expected safetensors weights, got a pickle, which can run code when "
-                    "opened. Convert it to safetensors where you trust it."
-                )
-            raise BadInputError(
-                f"{path}: expected this file of the model, got none. Copy the model folder again, whole."
-            )
-        if _sha256(path) != expected:
-            raise BadInputError(
-                f"{path}: expected SHA-256 {expected[:12]}…, got another: the file is damaged. Copy it again."
-            )

@@ -24,8 +24,16 @@ _COLORS = ((230, 159, 0), (86, 180, 233), (0, 190, 130), (240, 228, 66), (204, 1
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
-    """One plane as it is shown: gray or color ``(rows, columns[, 3])`` in [0, 1], label, pixel size, edge letters."""
+class Plane:
+    """One plane as it is shown, row 0 at the top.
+
+    Attributes:
+        image: ``(rows, columns, 1 or 3)`` in [0, 1], gray or color.
+        label: ``(rows, columns)`` class indices, or None.
+        pixel: Height and width of a pixel in mm.
+        left: Letter of the patient's side at the left edge; empty where it is not known.
+        top: Letter at the upper edge, likewise.
+    """
 
     image: np.ndarray
     label: np.ndarray | None
@@ -71,7 +79,12 @@ def contact_sheet(
 
 
 def sample_grid(
-    images: torch.Tensor, labels: torch.Tensor | None, path: Path, *, captions: Sequence[str] | None = None
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    path: Path,
+    *,
+    captions: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Show a batch from the model grid, as at each validation of a training run.
 
@@ -81,6 +94,7 @@ def sample_grid(
         labels: ``(B, H, W[, D])`` class indices, or None.
         path: PNG to write.
         captions: One line above each sample; None numbers them.
+        class_names: Names for the legend, by class index.
 
     Returns:
         The path.
@@ -102,7 +116,22 @@ def sample_grid(
         label = None if labels is None else labels[index].detach().cpu().numpy()
         cells.append(_cell(name, _views(_channels_last(image), label, grid), dims))
     present = set() if labels is None else set(torch.unique(labels).tolist())
-    return _sheet(cells, path, "", "Gray window fixed to the model range.", _legend(present, None))
+    return _sheet(
+        cells, path, "", "Gray window fixed to the model range.", _legend(present, dict(enumerate(class_names or ())))
+    )
+
+
+def cut_planes(image: torch.Tensor, grid: Grid) -> list[Plane]:
+    """Planes through the middle of a scan, turned for the reader as in :func:`contact_sheet`.
+
+    Args:
+        image: ``(C, H, W[, D])`` in [0, 1]; three channels in 2D are colors, else the first one is shown.
+        grid: Where its voxels lie.
+
+    Returns:
+        The axial, coronal and sagittal plane of a volume; one plane in 2D.
+    """
+    return _views(_channels_last(image.detach().float().cpu().numpy()), None, grid)
 
 
 def _channels_last(image: np.ndarray) -> np.ndarray:
@@ -121,11 +150,11 @@ def _unit_range(image: np.ndarray) -> np.ndarray:
     return np.clip((shown - low) / max(float(high - low), 1e-12), 0, 1)
 
 
-def _views(image: np.ndarray, label: np.ndarray | None, grid: Grid) -> list[_View]:
+def _views(image: np.ndarray, label: np.ndarray | None, grid: Grid) -> list[Plane]:
     """Cut the planes to show from ``image (*spatial, 1 or 3)`` and turn them for the reader."""
     spacing = grid.spacing
     if grid.spatial_dims == 2 and not grid.known:
-        return [_View(image, label, (spacing[0], spacing[1]))]
+        return [Plane(image, label, (spacing[0], spacing[1]))]
     affine = np.array(grid.affine, dtype=np.float64)
     if grid.spatial_dims == 2:  # a slice is a volume of one voxel's thickness, and so knows which plane it is
         image, label = image[:, :, None], None if label is None else label[:, :, None]
@@ -145,7 +174,7 @@ def _views(image: np.ndarray, label: np.ndarray | None, grid: Grid) -> list[_Vie
         plane = np.take(image, position, axis=normal)[::-1, ::-1].swapaxes(0, 1)
         plane_label = None if label is None else np.take(label, position, axis=normal)[::-1, ::-1].T
         letters = ("RAS"[across] if across == 0 else "A", "RAS"[up]) if grid.known else ("", "")
-        views.append(_View(plane, plane_label, (spacing[up], spacing[across]), *letters))
+        views.append(Plane(plane, plane_label, (spacing[up], spacing[across]), *letters))
         if grid.spatial_dims == 2:
             break
     return views
@@ -157,7 +186,7 @@ def _best_slice(label: np.ndarray | None, normal: int, size: int) -> int:
     return int((label > 0).sum(axis=tuple(axis for axis in range(3) if axis != normal)).argmax())
 
 
-def _cell(name: str, views: list[_View], dims: int) -> Image.Image:
+def _cell(name: str, views: list[Plane], dims: int) -> Image.Image:
     """One scan: its name, its planes, and the same planes under the label (below in 3D, beside in 2D)."""
     tile = _TILE[dims]
     extents = [side * step for view in views for side, step in zip(view.image.shape[:2], view.pixel, strict=True)]
@@ -174,7 +203,7 @@ def _cell(name: str, views: list[_View], dims: int) -> Image.Image:
     return cell
 
 
-def _draw(view: _View, scale: float, tile: int, *, overlay: bool) -> Image.Image:
+def _draw(view: Plane, scale: float, tile: int, *, overlay: bool) -> Image.Image:
     rows, columns = (
         max(round(side * step * scale), 1) for side, step in zip(view.image.shape[:2], view.pixel, strict=True)
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -92,6 +93,27 @@ def autocast(device: str | torch.device, precision: Precision) -> AbstractContex
     """
     enabled = resolve_precision(precision, device) == "bf16"
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Context in which float32 is float32: GPUs round it to TensorFloat-32 (10 bits) in convolutions by default.
+
+    Yields:
+        Nothing.
+    """
+    conv: Any = getattr(torch.backends.cudnn, "conv", None)
+    # torch before 2.9 has the older switch only; later ones refuse to read it where a user has set the newer one.
+    older = (torch.backends.cudnn, "allow_tf32", False)
+    switch, name, exact = older if conv is None else (conv, "fp32_precision", "ieee")
+    before, matmul_before = getattr(switch, name), torch.get_float32_matmul_precision()
+    setattr(switch, name, exact)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
+        torch.set_float32_matmul_precision(matmul_before)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from medgen.types import BadInputError
 
 MANIFEST = "manifest.jsonl"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISTRIBUTIONS = ("medgen", "torch", "monai", "diffusers", "numpy")
 
 
@@ -32,18 +35,18 @@ class SampleRecord:
         case: Identifier of the sample in its data set.
         index: Position in the run's plan.
         seed: Seed of every draw for this sample (noise, label).
-        model: Name or folder of the generator bundle.
-        model_hash: SHA-256 of its weights.
+        model: Name of the generator: embedded name, Hub id, or the name in the settings of a local one.
+        model_hash: SHA-256 of its weights and settings.
         sampler: Name of the sampler.
         sampler_spacing: Name of its timestep spacing.
         num_inference_steps: Network steps of the sampler.
         guidance_scale: w of classifier-free guidance; 1 is off.
         precision: ``"fp32"`` or ``"bf16"``.
         max_memory_gb: Bound that the decoder worked under, or None.
-        label: How the label arose: ``source`` (``files``, ``deform``, ``generate``), its ``path`` and ``sha256``,
-            the drawn ``deformation`` or ``attempt`` that was accepted.
-        batch: The samples that went through the networks together (``case``, ``index``, ``seed``, ``label``), because
-            a batch decides the rounding.
+        label: How the label arose: ``source`` (``files``, ``deform``, ``generate``), its ``file`` name and
+            ``sha256``, the drawn ``deformation`` or ``attempt`` that was accepted.
+        batch: The samples that went through the networks together (``case``, ``index``, ``seed``, ``file``,
+            ``sha256``), because a batch decides the rounding.
         shape: Voxels of the written scan.
         spacing: Its voxel edges in mm.
         model_shape: Voxels that the networks saw, padding included.
@@ -230,6 +233,19 @@ def sha256_array(array: np.ndarray | torch.Tensor) -> str:
     return digest.hexdigest()
 
 
+def hide_folder(text: str, folder: str | Path) -> str:
+    """Take a folder's place on this machine out of a text that goes into files which people share.
+
+    Args:
+        text: For example an error message that names a file of the folder.
+        folder: The folder, as the text writes it.
+
+    Returns:
+        The text with paths from within the folder.
+    """
+    return text.replace(f"{folder}{os.sep}", "")
+
+
 def runtime_info(device: torch.device) -> dict[str, Any]:
     """What besides the arguments decides the rounding of a run.
 
@@ -314,10 +330,13 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        # safetensors writes in Rust, and gives the number in its text only.
+        told = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in _FULL:
             raise
         raise BadInputError(
-            f"{path}: expected free disk space, got a full disk ({error.strerror}). "
+            f"{path}: expected free disk space, got a full disk ({os.strerror(number)}). "
             "Free some space or choose another --output, then run the same command again: finished work is kept."
         ) from error

@@ -7,30 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from medgen.pictures import Plane, cut_planes
 from medgen.provenance import atomic_path
+from medgen.types import Sample
 
 _REAL, _SYNTHETIC, _INK = "#56748c", "#e08214", "#222222"
 _PLANES = ("axial", "coronal", "sagittal")
 DIVERSITY_MARGIN = 0.05  # MS-SSIM of synthetic scans within this of the real ones counts as equally diverse
 
 
-def draw_report(
-    report: dict[str, Any], real: Sequence[torch.Tensor], synthetic: Sequence[torch.Tensor], path: Path
-) -> None:
+def draw_report(report: dict[str, Any], real: Sequence[Sample], synthetic: Sequence[Sample], path: Path) -> None:
     """Draw scans and scores of a report.
 
     Args:
         report: What :func:`medgen.evaluation.evaluate` returns.
-        real: Real scans to show, ``(C, H, W[, D])`` in [0, 1], volumes in RAS order.
+        real: Real scans to show, image ``(C, H, W[, D])`` in [0, 1]; those of known orientation are in radiological
+            display (patient right at the left) with letters at the edges.
         synthetic: Synthetic scans, likewise; shown in the same window.
         path: PNG to write.
     """
-    rows_per_set = 3 if real[0].ndim == 4 else 1
+    rows_per_set = 3 if real[0].grid.spatial_dims == 3 else 1
     columns = max(len(real), len(synthetic))
     scans_height = 2 * rows_per_set * 1.35 + 1.0
     figure = Figure(figsize=(12, scans_height + 3.9), facecolor="white")
@@ -41,13 +42,15 @@ def draw_report(
     grid = upper.subplots(2 * rows_per_set, columns, squeeze=False)
     upper.subplots_adjust(left=0.09, right=0.995, top=1 - 0.45 / scans_height, bottom=0.02, wspace=0.04, hspace=0.04)
     for block, (name, scans, color) in enumerate((("real", real, _REAL), ("synthetic", synthetic, _SYNTHETIC))):
-        for plane in range(rows_per_set):
-            row = grid[block * rows_per_set + plane]
-            for column, axes in enumerate(row):
-                axes.set_axis_off()
-                if column < len(scans):
-                    _show(axes, scans[column], plane)
-            label = f"{name}\n{_PLANES[plane]}" if rows_per_set == 3 else name
+        rows = grid[block * rows_per_set : (block + 1) * rows_per_set]
+        for axes in rows.flat:
+            axes.set_axis_off()
+        for column, scan in enumerate(scans):
+            if scan.image is not None:
+                for axes, plane in zip(rows[:, column], cut_planes(scan.image, scan.grid), strict=True):
+                    _show(axes, plane)
+        for row, plane_name in zip(rows, _PLANES, strict=False):
+            label = f"{name}\n{plane_name}" if rows_per_set == 3 else name
             row[0].text(
                 -0.08, 0.5, label, transform=row[0].transAxes, ha="right", va="center", color=color, weight="bold"
             )
@@ -69,15 +72,14 @@ def draw_report(
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def _show(axes: Axes, scan: torch.Tensor, plane: int) -> None:
-    pixels = scan.float().numpy()
-    if pixels.ndim == 3:
-        picture = np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0]
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        return
-    axis = 2 - plane  # axial, coronal, sagittal cut axes 2, 1, 0 of a volume in RAS order
-    middle = np.take(pixels[0], pixels.shape[1 + axis] // 2, axis=axis)
-    axes.imshow(middle.T, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="nearest")
+def _show(axes: Axes, plane: Plane) -> None:
+    picture = plane.image if plane.image.shape[-1] == 3 else plane.image[..., 0]
+    height, width = plane.pixel
+    axes.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=height / width)
+    outline = [patheffects.withStroke(linewidth=2, foreground="black")]
+    style: dict[str, Any] = {"transform": axes.transAxes, "color": "white", "fontsize": 8, "path_effects": outline}
+    axes.text(0.03, 0.5, plane.left, ha="left", va="center", **style)
+    axes.text(0.5, 0.97, plane.top, ha="center", va="top", **style)
 
 
 def _draw_distances(axes: Axes, frechet: dict[str, Any]) -> None:

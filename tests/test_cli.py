@@ -223,6 +223,11 @@ def test_a_missing_argument_is_named(calls: list[dict[str, object]], capsys: pyt
         ),
         (KeyboardInterrupt(), 130, "stopped. Run the same command again: it continues from the last checkpoint."),
         (MemoryError(), 1, "out of memory. In the plan, lower batch_size"),
+        (
+            MemoryError("stage x: expected more. Lower y."),
+            1,
+            "medgen train: out of memory. stage x: expected more. Lower y.",
+        ),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "lower batch_size"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 1, "lower batch_size"),
         (
@@ -231,7 +236,7 @@ def test_a_missing_argument_is_named(calls: list[dict[str, object]], capsys: pyt
             "run/model.safetensors: No space",
         ),
     ],
-    ids=["bad input", "interrupt", "memory", "memory on the CPU", "memory on a GPU", "full disk"],
+    ids=["bad input", "interrupt", "memory", "memory in a stage", "memory on the CPU", "memory on a GPU", "full disk"],
 )
 def test_a_foreseen_failure_is_one_line_with_its_exit_code(
     error: BaseException,

@@ -176,12 +176,21 @@ def test_refuses_sets_of_different_channels(real: Path, tmp_path: Path) -> None:
 def test_a_constant_scan_is_refused_by_name_or_skipped_and_listed(real: Path, tmp_path: Path) -> None:
     folder = _folder(tmp_path / "set", range(100, 104), (32, 32))
     Image.new("L", (32, 32), 7).save(folder / "imagesTr" / "case_101_0000.png")
+    speck = Image.new("L", (32, 32), 7)
+    speck.putpixel((5, 5), 200)  # passes as a scan, but both percentiles are 7
+    speck.save(folder / "imagesTr" / "case_102_0000.png")
     with pytest.raises(BadInputError, match=r"case_101"):
         evaluate(real, folder, tmp_path / "report", **QUICK)
     report = evaluate(real, folder, tmp_path / "report", skip_bad=True, **QUICK)
-    assert report["synthetic"]["scans"] == 3
-    assert [(item["set"], item["case"]) for item in report["rejected"]] == [("synthetic", "case_101")]
+    assert report["synthetic"]["scans"] == 2
+    assert [(item["set"], item["case"]) for item in report["rejected"]] == [
+        ("synthetic", "case_101"),
+        ("synthetic", "case_102"),
+    ]
     assert "constant" in report["rejected"][0]["reason"]
+    assert "expected varying intensities between percentiles" in report["rejected"][1]["reason"]
+    assert str(tmp_path) not in (tmp_path / "report" / "report.json").read_text()
+    assert report["synthetic"]["folder"] == "set"
 
 
 def test_refuses_a_single_scan_unknown_extractors_and_a_file_as_output(

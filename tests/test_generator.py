@@ -1,8 +1,12 @@
 """The bundle: what goes in comes out, in a fresh process too, and damage is noticed."""
 
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,7 +88,102 @@ def test_saving_over_an_older_bundle_replaces_it(generator, tmp_path):
     generator.label_denoiser = None
     generator.save_pretrained(tmp_path)
     assert Generator.from_pretrained(tmp_path).label_denoiser is None
-    assert not (tmp_path / "label_denoiser").exists()
+    assert not list(tmp_path.glob("label_denoiser*"))
+
+
+def run_in_a_child(action):
+    """Exit status of ``action`` in a process of its own, so that it can be killed or held to limits."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except BadInputError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(2)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_save_that_is_killed_at_any_moment_leaves_the_old_model_or_the_new_one(generator, tmp_path):
+    generator.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("card")
+    old = generator.weights_hash
+    with torch.no_grad():
+        for network in (generator.denoiser, generator.autoencoder, generator.label_denoiser):
+            next(network.parameters()).add_(1)
+    generator.config.guidance_scale = 3.0
+
+    def save_and_die(step):
+        left = [step]
+
+        def count(event, arguments):
+            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(tmp_path) in str(arguments):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        generator.save_pretrained(tmp_path)
+
+    found = []
+    for step in range(1000):
+        status = run_in_a_child(lambda step=step: save_and_die(step))
+        found.append(Generator.from_pretrained(tmp_path).weights_hash)
+        if found[-1] != old:  # from here on each save starts over from the new model
+            break
+    generator.save_pretrained(tmp_path)
+    assert os.WIFSIGNALED(status)
+    assert len(found) > 20
+    assert set(found[:-1]) == {old}
+    assert found[-1] == generator.weights_hash
+    assert (tmp_path / "README.md").read_text() == "card"
+    assert len(list(tmp_path.iterdir())) == 5  # settings, card and three networks: nothing is left behind
+
+
+def test_a_full_disk_is_one_clear_error_and_the_old_model_stays(generator, tmp_path, capfd):
+    generator.save_pretrained(tmp_path)
+    old = generator.weights_hash
+    with torch.no_grad():
+        next(generator.denoiser.parameters()).add_(1)
+
+    def save_on_a_full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        generator.save_pretrained(tmp_path)
+
+    assert os.waitstatus_to_exitcode(run_in_a_child(save_on_a_full_disk)) == 2
+    assert f"{tmp_path / 'autoencoder'}: expected free disk space, got a full disk" in capfd.readouterr().err
+    assert Generator.from_pretrained(tmp_path).weights_hash == old
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_hash_covers_weights_and_settings_and_is_the_same_after_loading(generator, tmp_path):
+    generator.config.guidance_scale = 2  # JSON tells 2 from 2.0
+    hashes = []
+    for change in ("none", "settings", "weights"):
+        if change == "settings":
+            generator.config.latent_scale = (0.5, 2.5)
+        if change == "weights":
+            with torch.no_grad():
+                next(generator.denoiser.parameters()).add_(1)
+        generator.save_pretrained(tmp_path / change)
+        assert Generator.from_pretrained(tmp_path / change).weights_hash == generator.weights_hash
+        hashes.append(generator.weights_hash)
+    assert len(set(hashes)) == 3
+
+
+def test_a_model_of_the_first_format_still_loads_and_is_replaced_whole(generator, tmp_path):
+    generator.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "generator.json").read_text())
+    for name, entry in settings["components"].items():
+        (tmp_path / entry["folder"]).rename(tmp_path / name)
+    first = {name: entry["files"] for name, entry in settings["components"].items()}
+    (tmp_path / "generator.json").write_text(json.dumps({**settings, "format_version": 1, "components": first}))
+    again = Generator.from_pretrained(tmp_path)
+    assert again.weights_hash == generator.weights_hash
+    again.save_pretrained(tmp_path)
+    assert not (tmp_path / "denoiser").exists()
+    assert torch.equal(outputs(Generator.from_pretrained(tmp_path)), outputs(generator))
 
 
 def test_latents_are_shifted_and_scaled_per_channel_and_back(generator):
@@ -121,10 +220,14 @@ def test_label_maps_survive_the_label_generators_space(generator):
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.95
 
 
+def weights_of(folder: Path, part: str) -> Path:
+    return next(folder.glob(f"{part}-*/diffusion_pytorch_model.safetensors"))
+
+
 @pytest.mark.parametrize("part", ["denoiser", "autoencoder", "label_denoiser"])
 def test_a_damaged_weight_file_is_named(generator, tmp_path, part):
     generator.save_pretrained(tmp_path)
-    path = tmp_path / part / "diffusion_pytorch_model.safetensors"
+    path = weights_of(tmp_path, part)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -134,14 +237,14 @@ def test_a_damaged_weight_file_is_named(generator, tmp_path, part):
 
 def test_a_missing_weight_file_is_named(generator, tmp_path):
     generator.save_pretrained(tmp_path)
-    (tmp_path / "denoiser" / "diffusion_pytorch_model.safetensors").unlink()
+    weights_of(tmp_path, "denoiser").unlink()
     with pytest.raises(BadInputError, match=r"safetensors: expected this file of the model, got none"):
         Generator.from_pretrained(tmp_path)
 
 
 def test_pickled_weights_are_refused(generator, tmp_path):
     generator.save_pretrained(tmp_path)
-    path = tmp_path / "denoiser" / "diffusion_pytorch_model.safetensors"
+    path = weights_of(tmp_path, "denoiser")
     path.rename(path.with_suffix(".bin"))
     with pytest.raises(BadInputError, match="expected safetensors weights, got a pickle"):
         Generator.from_pretrained(tmp_path)
@@ -168,6 +271,36 @@ def test_unknown_settings_are_refused(generator, tmp_path):
     path.write_text(json.dumps(settings))
     with pytest.raises(BadInputError, match="gidance_scale"):
         Generator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"controlnet": {"folder": "c", "files": {}}}, r"expected .* none but auto.*, got .*controlnet.*Update medgen"),
+        ({"denoiser": None}, r"expected the network denoiser .*, got autoencoder, label_denoiser\. Copy"),
+        ({"denoiser": {"folder": "d"}}, r"expected JSON of a medgen model, got a damaged file"),
+    ],
+)
+def test_networks_that_are_unknown_or_missing_are_one_clear_error(generator, tmp_path, change, message):
+    generator.save_pretrained(tmp_path)
+    path = tmp_path / "generator.json"
+    settings = json.loads(path.read_text())
+    settings["components"] = {k: v for k, v in {**settings["components"], **change}.items() if v is not None}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(BadInputError, match=rf"generator\.json: {message}"):
+        Generator.from_pretrained(tmp_path)
+
+
+def test_a_training_run_is_taken_for_the_model_in_it(generator, tmp_path):
+    generator.save_pretrained(tmp_path / "run" / "model")
+    assert Generator.from_pretrained(tmp_path / "run").weights_hash == generator.weights_hash
+
+
+def test_a_mistyped_folder_is_no_hub_id(generator, tmp_path, monkeypatch):
+    generator.save_pretrained(tmp_path / "runs" / "hippo")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match=r"runs/hipo: .*not looked up on the Hub.* Did you mean runs/hippo\?"):
+        Generator.from_pretrained("runs/hipo")
 
 
 def test_an_unknown_name_lists_what_there_is():

@@ -22,6 +22,7 @@ from medgen.provenance import (
     salvage_manifest,
     sha256_array,
     sha256_file,
+    write_bytes,
     write_text,
 )
 from medgen.types import BadInputError
@@ -127,6 +128,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path)
         raise RuntimeError("stop")
     assert [item.name for item in tmp_path.iterdir()] == ["label.nii.gz"]
     assert target.read_text() == "old"
+
+
+def test_a_written_file_is_never_seen_half_done(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_bytes(path, b"old")
+    with open(path, "rb") as reader:
+        write_bytes(path, b"new content")
+        assert reader.read() == b"old"  # the open file is another one: it was replaced, not written over
+    assert path.read_bytes() == b"new content"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @needs_full_device

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,36 +56,6 @@ class Deformation:
     control_spacing: float
     elastic_seed: int
     attempts: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Record as JSON-able numbers and lists.
-
-        Returns:
-            One entry per attribute.
-        """
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Deformation:
-        """Deformation from :meth:`to_dict`'s record.
-
-        Args:
-            record: One entry per attribute, as read from a manifest.
-
-        Returns:
-            The deformation.
-
-        Raises:
-            BadInputError: If an entry is missing or unknown.
-        """
-        expected = {field.name for field in fields(cls)}
-        if set(record) != expected:
-            raise BadInputError(
-                f"deformation record: expected the entries {sorted(expected)}, got {sorted(record)}. "
-                "Use the record as medgen wrote it."
-            )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        return cls(**values)
 
 
 def deform_label(
@@ -162,29 +131,6 @@ def deform_label(
         f"got none in {max_attempts} draws ({counts}). Lower the strengths, raise max_attempts, "
         "allow keep_components=False or leave this label out."
     )
-
-
-def apply_deformation(label: torch.Tensor, deformation: Deformation) -> torch.Tensor:
-    """Replay a recorded deformation; nothing is drawn and nothing is checked again.
-
-    Args:
-        label: ``(H, W[, D])`` integer class indices: the map that the deformation was drawn for.
-        deformation: Its record.
-
-    Returns:
-        The deformed label, of the shape and type of ``label`` on the CPU; bit-equal to what was drawn.
-
-    Raises:
-        BadInputError: If the label is not of the recorded shape, is not integer or has no foreground.
-    """
-    if tuple(label.shape) != deformation.shape:
-        raise BadInputError(
-            f"label: expected shape {deformation.shape} of the deformation record, got {tuple(label.shape)}. "
-            "Replay a record on the label map that it was drawn for."
-        )
-    array, steps = _checked_label(label, deformation.spacing)
-    _foreground(array, steps)
-    return torch.from_numpy(_warp(*_class_distances(array, steps), deformation)).to(label.dtype)
 
 
 def displacement(deformation: Deformation, points: Sequence[np.ndarray]) -> np.ndarray:

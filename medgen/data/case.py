@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from medgen.types import BadInputError
+
 RGB = {0: "R", 1: "G", 2: "B"}
 TRAIN_SPLITS, VAL_SPLITS = ("train", "training"), ("val", "valid", "validation", "dev")
 
@@ -73,3 +75,24 @@ class Dataset:
     synthetic: bool = False
     notes: list[str] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+
+
+def require_file_name(case: str, source: str | Path) -> str:
+    """Refuse an identifier that would lead files of its name elsewhere.
+
+    Args:
+        case: Identifier of a case, as a data set gives it.
+        source: File or folder that gives it, for the message.
+
+    Returns:
+        The identifier.
+
+    Raises:
+        BadInputError: If it is empty, hidden, or holds a slash, a backslash or a control character.
+    """
+    if not case.strip() or case.startswith(".") or not case.isprintable() or set(case) & set("/\\"):
+        raise BadInputError(
+            f"{source}: expected identifiers of cases that can be file names (no '/' or '\\', no '.' in front), got "
+            f"{case!r}. Rename the case, or give it another name in a column `id`."
+        )
+    return case

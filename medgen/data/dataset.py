@@ -28,6 +28,7 @@ __all__ = [
     "load_label",
     "read_dataset",
     "read_labels",
+    "require_orientation",
     "require_spacing",
     "split_cases",
 ]
@@ -215,6 +216,25 @@ def require_spacing(path: str | Path, grid: Grid, spacing: Sequence[float], *, t
         raise BadInputError(
             f"{path}: expected the model's voxel size {_millimeters(spacing)}, got {_millimeters(grid.spacing)}. "
             "Resample the scan, or train with a spacing in the plan, so that medgen resamples every scan to it."
+        )
+
+
+def require_orientation(path: str | Path, grid: Grid, orientation: str | None) -> None:
+    """Check that a scan says which way it lies, where the model has an orientation that it must be turned to.
+
+    Args:
+        path: File that the grid was read from, for the message.
+        grid: Grid of the scan. A 2D scan passes.
+        orientation: Axis codes of the model, or None where it takes scans as they are stored.
+
+    Raises:
+        BadInputError: If the file of a volume states no orientation.
+    """
+    if orientation is not None and grid.spatial_dims == 3 and not grid.known:
+        raise BadInputError(
+            f"{path}: expected a volume that states its orientation, as the model turns each one to {orientation}, got "
+            "a header without (qform and sform codes are 0). Copy the affine from the original scan, or train with "
+            "`orientation: null` in the plan on scans that are all stored in one order."
         )
 
 

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 
 from medgen.data.dataset import LABEL_ENDINGS, RGB
-from medgen.data.io import ImageDtype, write_bytes, write_image, write_label
+from medgen.data.io import ImageDtype, write_image, write_label
+from medgen.provenance import write_text
 from medgen.types import BadInputError, Grid
 
 RUN_FILE = "run.json"
@@ -171,8 +172,8 @@ def write_case(
         The files written: images first, the label last.
 
     Raises:
-        BadInputError: If shapes do not agree, or the case cannot be a file name.
-        OSError: If the disk is full or the folder cannot be written; no part of the file remains.
+        BadInputError: If shapes do not agree, the case cannot be a file name, or the disk is full; no part of a file
+            remains.
     """
     if tuple(image.shape[1:]) != grid.shape or tuple(label.shape) != grid.shape:
         raise BadInputError(
@@ -218,8 +219,7 @@ def write_dataset_json(
         Path of ``dataset.json``.
 
     Raises:
-        BadInputError: If two classes share a name.
-        OSError: If the disk is full or the folder cannot be written; the older file remains.
+        BadInputError: If two classes share a name, or the disk is full; the older file then remains.
     """
     twice = next((each for each, count in Counter(class_names.values()).items() if count > 1), None)
     if twice is not None:
@@ -251,9 +251,9 @@ def write_json(path: Path, content: object) -> Path:
         The path.
 
     Raises:
-        OSError: If the disk is full or the folder cannot be written; the older file remains.
+        BadInputError: If the disk is full; the older file remains.
     """
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -91,23 +91,6 @@ class Placement:
     def grid(self) -> Grid:
         """The model grid, for writing what lies on it."""
         return Grid(shape=self.shape, affine=self.affine, known=self.source.known)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a manifest.
-
-        Returns:
-            JSON-ready fields of the placement and the affines of both grids.
-        """
-        return {
-            "source_shape": list(self.source.shape),
-            "source_affine": np.asarray(self.source.affine, dtype=np.float64).tolist(),
-            "orientation": self.orientation,
-            "spacing": None if self.spacing is None else list(self.spacing),
-            "resampled_shape": list(self.resampled_shape),
-            "padding": [list(pair) for pair in self.padding],
-            "shape": list(self.shape),
-            "affine": self.affine.tolist(),
-        }
 
 
 def place(

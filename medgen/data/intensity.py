@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,26 +51,6 @@ class IntensityMap:
         """
         scale, shift = self._columns(image)
         return ((image.double() - shift) / scale).float()
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain values for JSON.
-
-        Returns:
-            Scale and shift as lists.
-        """
-        return {"scale": list(self.scale), "shift": list(self.shift)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> IntensityMap:
-        """Read back what :meth:`to_dict` gave.
-
-        Args:
-            values: Mapping with `scale` and `shift`.
-
-        Returns:
-            The same map.
-        """
-        return cls(scale=tuple(map(float, values["scale"])), shift=tuple(map(float, values["shift"])))
 
     def _columns(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if image.shape[0] != len(self.scale):

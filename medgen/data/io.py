@@ -6,10 +6,8 @@ be read exactly as it is meant is refused, with the name of the file.
 
 from __future__ import annotations
 
-import errno
 import gzip
 import math
-import os
 import re
 import struct
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from PIL import Image
 
 from medgen.data import dicom, raster
+from medgen.provenance import write_bytes
 from medgen.types import BadInputError, Grid
 
 ImageDtype = Literal["uint8", "uint16", "int16", "float32"]
@@ -30,7 +29,6 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png", ".tif", ".tiff")
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 # NIfTI keeps 80 bytes for `descrip`, the last one for the end of the text.
 _DESCRIPTION_LENGTH = 79
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, Grid]:
@@ -137,7 +135,7 @@ def write_image(path: str | Path, image: torch.Tensor, grid: Grid, *, dtype: Ima
     Raises:
         ValueError: If image, grid, dtype and the kind of file do not fit together, the image is not finite, or the
             description does not fit.
-        OSError: If the disk is full or the folder cannot be written; no part of the file remains.
+        BadInputError: If the disk is full; no part of the file remains.
     """
     path = Path(path)
     if tuple(image.shape[1:]) != tuple(grid.shape):
@@ -164,7 +162,7 @@ def write_label(path: str | Path, label: torch.Tensor, grid: Grid, *, descriptio
 
     Raises:
         ValueError: If label, grid and the kind of file do not fit together, or the description does not fit.
-        OSError: If the disk is full or the folder cannot be written; no part of the file remains.
+        BadInputError: If the disk is full; no part of the file remains.
     """
     path = Path(path)
     if tuple(label.shape) != tuple(grid.shape):
@@ -174,37 +172,6 @@ def write_label(path: str | Path, label: torch.Tensor, grid: Grid, *, descriptio
         raise ValueError(f"{path}: expected integer classes from 0 to 32767, got {label.dtype} from {low} to {high}.")
     array = label.detach().cpu().numpy()[None].astype(np.uint8 if high < 256 else np.uint16)
     write_bytes(path, _encode(path, array, grid, description))
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and rename it, so that it is there whole or not at all.
-
-    Args:
-        path: The file; an older one is replaced.
-        content: What it shall hold.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be written; the temporary file is removed.
-    """
-    path = Path(path)
-    # The ending keeps a leftover of a killed process from being listed as a scan.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise OSError(
-                error.errno,
-                f"expected {len(content)} bytes of free space, got a full disk; free some and run again, "
-                "finished files are kept",
-                str(path),
-            ) from error
-        raise
 
 
 def _kind(path: Path) -> Literal["nifti", "dicom", "png", "tiff"]:

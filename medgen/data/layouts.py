@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset
+from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset, require_file_name
 from medgen.data.io import IMAGE_SUFFIXES
 from medgen.data.survey import guess_modality, parse_class_names, scan_classes, survey_channels, survey_spatial_dims
 from medgen.types import BadInputError
@@ -58,7 +58,7 @@ def read_dataset(folder: str | Path) -> Dataset:
             f"{root}: expected dataset.json (MSD, nnU-Net), metadata.csv, metadata.jsonl, or images/ and labels/, "
             f"got {_listing(root)}. Point at the folder that holds one of them."
         )
-    cases = _with_listed_splits(root, _unique(cases, root))
+    cases = _with_listed_splits(root, _checked_names(cases, metadata[0] if metadata else root))
     channel_names, notes = survey_channels(cases)
     modalities = {case.meta["modality"] for case in cases if case.meta.get("modality")}
     modality = modalities.pop() if len(modalities) == 1 else "RGB" if channel_names == RGB else None
@@ -93,7 +93,7 @@ def read_labels(folder: str | Path) -> list[tuple[str, Path]]:
         raise BadInputError(f"{root}: expected a folder of label maps, got none. Check the path.")
     found: dict[str, Path] = {}
     for path in _files(root, LABEL_ENDINGS):
-        case = stem(path.name)
+        case = require_file_name(stem(path.name), path)
         if case in found:
             raise BadInputError(f"{path}: expected one label map per case, got {found[case].name} too. Remove one.")
         found[case] = path
@@ -146,7 +146,7 @@ def _read_dataset_json(root: Path) -> Dataset:
     return Dataset(
         root=root,
         format="nnunet" if layout == "nnunet" else "msd",
-        cases=_with_listed_splits(root, _unique(cases, path)),
+        cases=_with_listed_splits(root, _checked_names(cases, path)),
         class_names=class_names,
         channel_names=channel_names,
         modality=guess_modality(channel_names),
@@ -219,7 +219,7 @@ def _metadata_cases(path: Path) -> list[Case]:
         images = image if isinstance(image, list) else str(image).split(";")
         label_key, id_key = _first(values, _LABEL_COLUMNS), _first(values, _ID_COLUMNS)
         text_key, group_key = _first(values, _TEXT_COLUMNS), _first(values, _GROUP_COLUMNS)
-        name = "_".join(Path(stem(str(images[0]))).parts)
+        name = "_".join(part for part in Path(stem(str(images[0]))).parts if part not in ("/", ".", ".."))
         taken = {image_key, label_key, id_key, text_key, "split"}
         split = values.get("split")
         cases.append(
@@ -343,9 +343,10 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     )
 
 
-def _unique(cases: list[Case], source: Path) -> list[Case]:
+def _checked_names(cases: list[Case], source: Path) -> list[Case]:
     seen: set[str] = set()
     for case in cases:
+        require_file_name(case.case, source)
         if case.case in seen:
             raise BadInputError(f"{source}: expected one entry per case, got {case.case} twice. Rename or remove one.")
         seen.add(case.case)

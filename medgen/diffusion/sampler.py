@@ -40,9 +40,7 @@ def sampler_names(objective: Objective) -> tuple[str, ...]:
     return tuple(name for name in SAMPLERS if name != ("ddim" if objective.is_flow else "euler"))
 
 
-def time_grid(
-    objective: Objective, num_inference_steps: int, *, spacing: str = "lu", shift: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
+def time_grid(objective: Objective, num_inference_steps: int, *, spacing: str = "lu") -> tuple[np.ndarray, np.ndarray]:
     """Noise levels that a sampler walks through and the times at which it asks the network.
 
     Args:
@@ -50,29 +48,22 @@ def time_grid(
         num_inference_steps: Number of steps, n.
         spacing: ``lu`` (even in lambda), ``karras`` (rho = 7) or ``uniform`` (even in t; for VP models whole numbers
             that start at the last, known as trailing).
-        shift: k of ``s -> k s / (1 + (k - 1) s)`` (Esser et al. 2024, eq. 23), for flow with uniform spacing: above 1
-            spends more steps at high noise, as large images need.
 
     Returns:
         Noise levels, ``(n + 1,)`` float64, falling from the model's highest to 0, and times, ``(n,)`` float64.
 
     Raises:
-        BadInputError: If spacing, number of steps and shift do not go with each other or the objective.
+        BadInputError: If the spacing is unknown or the objective has fewer steps.
     """
     n, total = num_inference_steps, objective.num_train_timesteps
     if spacing not in SPACINGS:
         raise BadInputError(f"spacing: expected 'default' or one of {SPACINGS}, got {spacing!r}.")
     if not 1 <= n <= total:
         raise BadInputError(f"num_inference_steps: expected 1 to {total}, the steps of this model, got {n}.")
-    if shift != 1 and not (objective.is_flow and spacing == "uniform" and shift > 0):
-        raise BadInputError(
-            f"shift: expected 1, or a positive number for a flow model with spacing 'uniform', got {shift} "
-            f"for {objective.prediction} with {spacing!r}."
-        )
     table = np.linspace(0, 1, total + 1) if objective.is_flow else vp_noise_levels(objective)
     if spacing == "uniform":
         s = 1 - np.arange(n) / n
-        s = shift * s / (1 + (shift - 1) * s) if objective.is_flow else table[np.round(s * total).astype(int) - 1]
+        s = s if objective.is_flow else table[np.round(s * total).astype(int) - 1]
     else:
         inner = table[(table > 0) & (table < 1)]
         high = min(RATIO_MAX, inner[-1] / (1 - inner[-1]))
@@ -97,7 +88,6 @@ def sample(
     sampler: str = "dpm++2m",
     spacing: str = "default",
     num_inference_steps: int = 20,
-    shift: float = 1.0,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Turn noise into samples; every row depends on its own noise only.
@@ -110,14 +100,13 @@ def sample(
         sampler: ``ddim`` (VP) or ``euler`` (flow), the same first-order step; ``dpm++2m``, ``unipc``, ``heun``.
         spacing: As for :func:`time_grid`; ``default`` is ``uniform`` for ``euler`` and ``lu`` for the others.
         num_inference_steps: Number of steps; second-order samplers need about 20, first-order ones about 100.
-        shift: As for :func:`time_grid`.
         callback: Called after each step with its index from 0 and the state ``z``; the last is the result.
 
     Returns:
         ``x_0``, as ``noise``, float32.
 
     Raises:
-        BadInputError: If sampler, spacing, shift or number of steps is not offered for the objective.
+        BadInputError: If sampler, spacing or number of steps is not offered for the objective.
     """
     if sampler not in sampler_names(objective):
         raise BadInputError(
@@ -125,7 +114,7 @@ def sample(
         )
     if spacing == "default":
         spacing = "uniform" if sampler == "euler" else "lu"
-    s, t = time_grid(objective, num_inference_steps, spacing=spacing, shift=shift)
+    s, t = time_grid(objective, num_inference_steps, spacing=spacing)
     scale = np.ones_like(s) if objective.is_flow else np.hypot(1 - s, s)  # z = scale x
 
     def predict_x0(z: Tensor, i: int) -> Tensor:

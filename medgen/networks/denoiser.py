@@ -55,6 +55,9 @@ class Denoiser(ModelMixin, ConfigMixin):
         mask_classes: Channels of the one-hot mask; 0 builds a denoiser without a mask.
         mask_channels: Feature channels of the embedded mask.
         mask_stride: Mask voxels per input voxel along an axis (the autoencoder's compression; 1 in pixel space).
+        augmentation_flag: Whether it is told which training samples were augmented, so that what augmentation does to
+            a scan (interpolation smooths its noise) is learned apart and left out at synthesis (Karras et al. 2022,
+            arXiv:2206.00364, appendix F.2).
     """
 
     @register_to_config
@@ -70,6 +73,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         mask_classes: int = 0,
         mask_channels: int = 32,
         mask_stride: int = 1,
+        augmentation_flag: bool = False,
     ) -> None:
         super().__init__()
         self.mask_embedding = (
@@ -85,6 +89,7 @@ class Denoiser(ModelMixin, ConfigMixin):
             num_head_channels=num_head_channels,
             norm_num_groups=gcd(norm_num_groups, *channels),
             use_flash_attention=True,
+            num_class_embeds=2 if augmentation_flag else None,
         )
 
     def checkpoint_blocks(self) -> None:
@@ -98,7 +103,13 @@ class Denoiser(ModelMixin, ConfigMixin):
         """Input sizes that are multiples of this need no padding."""
         return int(2 ** (len(self.config["channels"]) - 1))
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        augmented: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Denoiser output in the objective's parametrization.
 
         Args:
@@ -106,6 +117,8 @@ class Denoiser(ModelMixin, ConfigMixin):
             timesteps: ``(B,)`` in [0, num_train_timesteps).
             mask: ``(B, mask_classes, *size * mask_stride)`` one-hot float, a row of zeros where absent; None drops it
                 for the whole batch.
+            augmented: ``(B,)`` bool, which samples are augmented versions of a scan; None for scans as acquired. Only
+                a denoiser with ``augmentation_flag`` listens to it.
 
         Returns:
             ``(B, in_channels, *size)``.
@@ -128,5 +141,8 @@ class Denoiser(ModelMixin, ConfigMixin):
         pad = [amount for length in reversed(size) for amount in (0, -length % self.divisor)]
         if any(pad):
             x = F.pad(x, pad, mode="replicate")
-        out = self.network(x, timesteps)
+        flags = None
+        if self.config["augmentation_flag"]:
+            flags = x.new_zeros(x.shape[0], dtype=torch.long) if augmented is None else augmented.long()
+        out = self.network(x, timesteps, class_labels=flags)
         return out[(..., *(slice(length) for length in size))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ import yaml
 
 from medgen.messages import explain_parser_error
 from medgen.planning.plan import Plan
+from medgen.provenance import write_text
 from medgen.types import BadInputError
 
 
@@ -80,27 +80,24 @@ def write_plan(plan: Plan, path: str | Path) -> None:
         plan: The plan.
         path: The file; its folder must be there. It appears whole or not at all.
     """
-    path = Path(path)
     lines = [
-        "# What `medgen train` does, and how. To change something, edit this file and pass it back, to a new folder:",
-        "#   medgen train --config THIS_FILE --data FOLDER --output NEW_FOLDER",
+        "# What `medgen train` does, and how. Before the training, edit it here; once it has begun, pass an edited",
+        "# copy to a new folder: medgen train --config COPY --data FOLDER --output NEW_FOLDER",
         "plan:",
         *_yaml_lines(plan, "  ", set()),
     ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def _yaml_lines(values: Any, indent: str, explained: set[type]) -> Iterator[str]:
     """Lines of a dataclass; each field's comment is its entry in the docstring, once per class."""
-    comments = {}
-    if type(values) not in explained:
-        parsed = docstring_parser.parse(type(values).__doc__ or "", style=docstring_parser.DocstringStyle.GOOGLE)
+    comments: dict[str, str] = {}
+    for kind in set(type(values).__mro__) - explained:
+        parsed = docstring_parser.parse(kind.__doc__ or "", style=docstring_parser.DocstringStyle.GOOGLE)
         # Among all entries: docstring-parser counts attributes as parameters, its fork does not.
         documented = [entry for entry in parsed.meta if hasattr(entry, "arg_name")]
-        comments = {entry.arg_name: _in_yaml_words(entry.description or "") for entry in documented}
-    explained.add(type(values))
+        comments |= {entry.arg_name: _in_yaml_words(entry.description or "") for entry in documented}
+    explained.update(type(values).__mro__)
     for entry in dataclasses.fields(values):
         value, comment = getattr(values, entry.name), comments.get(entry.name, "")
         if dataclasses.is_dataclass(value) or (isinstance(value, dict) and entry.name == "fingerprint"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -15,6 +16,8 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 
 # The discriminator halves a patch twice and then reads it in windows of 4: of a smaller patch too little is left.
 LEAST_ADVERSARIAL_PATCH = 16
+# Between these factors scans are resampled to the plan's voxel size; beyond them structures would be lost or invented.
+SPACING_FACTOR = 2.0
 
 
 @dataclass
@@ -56,8 +59,8 @@ class AutoencoderPlan:
 
 
 @dataclass
-class DenoiserPlan:
-    """Stages `denoiser` and `label`: how latents (or signed distances of labels) are generated.
+class DiffusionPlan:
+    """What the stages `denoiser` and `label` have in common.
 
     Attributes:
         channels: Feature channels per level.
@@ -70,12 +73,11 @@ class DenoiserPlan:
         steps: Optimizer steps.
         learning_rate: Peak rate of AdamW; warms up, then falls by a cosine.
         ema_decay: Decay of the moving average of the weights that is kept.
-        condition_dropout: Chance that a sample trains without its mask, for classifier-free guidance.
-        guidance_scale: Default at synthesis; 1 is off.
-        variants: Augmented versions of each scan whose latents are cached; 1 is no augmentation.
+        variants: Versions of each scan that are computed ahead: the scan itself, and augmented ones; 1 is no
+            augmentation. Of a scan larger than `size` each is another random crop.
         rotation: Largest rotation of a variant, degrees.
         scaling: Largest relative change of size of a variant.
-        gradient_checkpointing: Trade time for memory.
+        gradient_checkpointing: Trade time for memory; a run may change it on the way.
     """
 
     channels: tuple[int, ...] = (64, 128, 128)
@@ -86,14 +88,30 @@ class DenoiserPlan:
     objective: Objective = field(default_factory=Objective)
     batch_size: int = 8
     steps: int = 4000
-    learning_rate: float = 5e-4
-    ema_decay: float = 0.999
-    condition_dropout: float = 0.15
-    guidance_scale: float = 1.5
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.998
     variants: int = 4
     rotation: float = 8.0
     scaling: float = 0.08
     gradient_checkpointing: bool = False
+
+
+@dataclass
+class DenoiserPlan(DiffusionPlan):
+    """Stage `denoiser`: how latents of scans are generated for a label map.
+
+    Attributes:
+        condition_dropout: Chance that a sample trains without its mask, for classifier-free guidance.
+        guidance_scale: Default at synthesis; 1 is off.
+    """
+
+    condition_dropout: float = 0.15
+    guidance_scale: float = 1.5
+
+
+@dataclass
+class LabelPlan(DiffusionPlan):
+    """Stage `label`: how signed distances of label maps are generated."""
 
 
 @dataclass
@@ -113,7 +131,7 @@ class Plan:
         image_dtype: Number type of synthetic images.
         autoencoder: Stage 1, which takes scans to small latent grids and back; None works on the voxels themselves.
         denoiser: Stage 2, which draws a scan for a label map.
-        label: Stage 3, which draws new label maps, with the keys of the denoiser; None leaves it out.
+        label: Stage 3, which draws new label maps, with keys as for the denoiser; None leaves it out.
         label_stride: Voxels per axis that one voxel of the label generator covers.
         precision: Number format of the networks: `auto`, `fp32` or `bf16`.
         validate_every: Steps between validations, each with a picture and a saved model.
@@ -133,7 +151,7 @@ class Plan:
     image_dtype: Literal["uint8", "uint16", "int16", "float32"] = "int16"
     autoencoder: AutoencoderPlan | None = field(default_factory=AutoencoderPlan)
     denoiser: DenoiserPlan = field(default_factory=DenoiserPlan)
-    label: DenoiserPlan | None = None
+    label: LabelPlan | None = None
     label_stride: int = 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validate_every: int = 500
@@ -190,6 +208,11 @@ class Plan:
         return 1 if self.autoencoder is None else int(2 ** (len(self.autoencoder.channels) - 1))
 
     @property
+    def divisor(self) -> int:
+        """Sizes on the model's grid are multiples of this."""
+        return math.lcm(self.compression, self.label_stride if self.label is not None else 1)
+
+    @property
     def is_lossless(self) -> bool:
         """Whether the latents hold as many numbers as the scan, so that nothing of it is lost."""
         whole = len(self.channel_names) * self.compression**self.spatial_dims
@@ -234,6 +257,7 @@ def network_arguments(plan: Plan, stage: StageName) -> dict[str, Any]:
             channels = plan.autoencoder.latent_channels if plan.autoencoder else len(plan.channel_names)
             classes, stride = len(plan.class_names), plan.compression
         extra = {"in_channels": channels, "mask_classes": classes, "mask_stride": stride}
+        extra["augmentation_flag"] = stage == "denoiser" and own.variants > 1
     return {"spatial_dims": plan.spatial_dims, **{name: getattr(own, name) for name in names}, **extra}
 
 

@@ -17,9 +17,11 @@ from medgen.planning.fingerprint import Fingerprint, fingerprint
 from medgen.planning.machine import world_size
 from medgen.planning.plan import (
     LEAST_ADVERSARIAL_PATCH,
+    SPACING_FACTOR,
     STAGES,
     AutoencoderPlan,
     DenoiserPlan,
+    LabelPlan,
     Plan,
     StageName,
     by_axis,
@@ -31,13 +33,12 @@ _HOURS = {"cpu": 1.5, "cuda": 3.0}
 _SHARES: dict[StageName, float] = {"autoencoder": 0.15, "denoiser": 0.7, "label": 0.15}
 # Voxels of the largest scan that is learned whole.
 _MOST_VOXELS = {(2, "cpu"): 256**2, (2, "cuda"): 512**2, (3, "cpu"): 96**3, (3, "cuda"): 160**3}
-_MOST_COARSENING = 2.0
 # Voxels per axis of a volume up to which halving the resolution once is enough; halving it twice would lose structures.
 _SMALL = 64
 _UNET_LEVELS = 3
-# Latents of a volume hold 8 numbers per channel of the scan, of a picture as many as its blocks have pixels: all of a
-# small gray scan. With more than 16 the denoiser learns slowly.
-_LATENTS_PER_CHANNEL = {2: 16, 3: 8}
+# Numbers per latent voxel and channel of the scan. All 16 of a 4 x 4 block would lose nothing, but a denoiser that is
+# trained for an hour then leaves noise in the finest detail: on cine MR 8 gave clearly cleaner scans.
+_LATENTS_PER_CHANNEL = 8
 _MOST_LATENT_CHANNELS = 16
 # An autoencoder that loses nothing starts as the Haar transform, which needs no more, and only smooths its latents.
 _LOSSLESS_STEPS = 200
@@ -51,6 +52,9 @@ _DENOISERS = ((96, 192, 256), (64, 128, 192), (48, 96, 128), (32, 64, 96))
 _LABEL_DENOISERS = ((64, 128, 128), (32, 64, 64))
 _ENOUGH_STEPS: dict[StageName, int] = {"autoencoder": 900, "denoiser": 2000, "label": 1000}
 _MOST_STEPS: dict[StageName, int] = {"autoencoder": 20_000, "denoiser": 60_000, "label": 20_000}
+# Of scans learned in crops every voxel should be seen in about as many crops, within reason.
+_CROPS_PER_VOXEL = 4
+_MOST_VARIANTS = 64
 # A small set seen more often than this is learned by heart.
 _MOST_VIEWS = 600
 _MEMORY_SHARE = 0.5
@@ -73,15 +77,14 @@ def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = N
     seen = fingerprint(dataset, device=device)
     notes = list(seen.notes)
     kind = seen.machine.kind
-    spacing, size, compression = _choose_grid(seen, notes)
+    spacing, size, compression, crops = _choose_grid(seen, notes)
     normalization = _choose_normalization(seen, notes)
-    attention = (False,) * (_UNET_LEVELS - 1) + (True,)
-    denoiser = DenoiserPlan(
-        attention_levels=attention,
-        num_res_blocks=1 if kind == "cpu" else 2,
-        objective=Objective(timestep_sampling="logit_normal"),
-        variants=4 if seen.labelled >= 150 else 8 if seen.labelled >= 50 else 16,
-    )
+    variants = 4 if seen.labelled >= 150 else 8 if seen.labelled >= 50 else 16
+    shared: dict[str, Any] = {
+        "attention_levels": (False,) * (_UNET_LEVELS - 1) + (True,),
+        "objective": Objective(),
+        "variants": variants if crops == 1 else int(np.clip(_CROPS_PER_VOXEL * crops, variants, _MOST_VARIANTS)),
+    }
     plan = Plan(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.root.resolve().name).strip("-.") or "model",
         spatial_dims=seen.spatial_dims,
@@ -94,13 +97,20 @@ def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = N
         normalization=normalization,
         image_dtype=_choose_dtype(seen, normalization),
         autoencoder=_choose_autoencoder(seen, size, compression, notes),
-        denoiser=denoiser,
-        label=dataclasses.replace(denoiser, num_res_blocks=1, mask_channels=16) if len(seen.class_names) > 1 else None,
+        denoiser=DenoiserPlan(num_res_blocks=1 if kind == "cpu" else 2, **shared),
+        label=LabelPlan(num_res_blocks=1, mask_channels=16, ema_decay=0.999, **shared)
+        if len(seen.class_names) > 1
+        else None,
         label_stride=4 if max(size) > 128 else 2,
     )
     total = 3600 * (hours or _HOURS[kind]) * seen.machine.operations_per_second
+    spare = 0.0
     for stage in STAGES:
-        plan = _choose_width(plan, stage, total * _SHARES[stage], seen)
+        budget = total * _SHARES[stage]
+        # What the autoencoder leaves over, all but a little where it loses nothing, is the denoiser's.
+        plan = _choose_width(plan, stage, budget + (spare if stage == "denoiser" else 0.0), seen)
+        if stage == "autoencoder" and plan.autoencoder is not None:
+            spare = max(0.0, budget - plan.autoencoder.steps * step_operations(plan, stage))
     slowest = max(step_operations(plan, stage) for stage in STAGES if getattr(plan, stage) is not None)
     return dataclasses.replace(
         plan,
@@ -111,17 +121,19 @@ def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = N
     )
 
 
-def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...] | None, Shape, int]:
-    """Spacing, size and compression: whole median scans if they are not too large, else coarser ones, else crops."""
+def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...] | None, Shape, int, int]:
+    """Spacing, size, compression, and crops that fill a scan: whole median scans, else coarser ones, else crops."""
     most = _MOST_VOXELS[seen.spatial_dims, seen.machine.kind]
     shape, spacing = np.array(seen.sizes[1], dtype=float), None
     if seen.spacings is not None and seen.extent is not None:
-        median = np.array(seen.spacings[1])
+        finest, median, coarsest = np.array(seen.spacings)
         spacing, extent = median.copy(), np.array(seen.extent)
-        while np.prod(extent / spacing) > most and (spacing < _MOST_COARSENING * median).any():
+        # No coarser than what the finest scan may still be resampled to, less what rounding takes.
+        limit = np.maximum(median, 0.999 * SPACING_FACTOR * finest)
+        while np.prod(extent / spacing) > most and (spacing < limit).any():
             # The finest axis first, so that thick slices stay as they are.
-            axis = int(np.argmin(np.where(spacing < _MOST_COARSENING * median, spacing, np.inf)))
-            spacing[axis] = min(spacing[axis] * 1.02, _MOST_COARSENING * median[axis])
+            axis = int(np.argmin(np.where(spacing < limit, spacing, np.inf)))
+            spacing[axis] = min(spacing[axis] * 1.02, limit[axis])
         if (spacing > median).any():
             notes.append(
                 f"scans are resampled from {by_axis(median)} mm to a coarser grid, to train in reasonable time"
@@ -129,6 +141,11 @@ def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...]
         elif seen.mixed_spacing:
             notes.append("voxel sizes differ between scans: all are resampled to the median, and back on output")
         spacing = np.array([float(f"{value:.4g}") for value in spacing])
+        if (spacing > SPACING_FACTOR * finest).any() or (SPACING_FACTOR * spacing < coarsest).any():
+            notes.append(
+                f"some voxels differ by more than a factor {SPACING_FACTOR:g} from {by_axis(spacing)} mm: training "
+                "stops at these scans, or skips them with --skip_bad"
+            )
         shape = extent / spacing
     whole = shape.copy()
     while np.prod(shape) > most:
@@ -138,7 +155,8 @@ def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...]
     compression = 2 if seen.spatial_dims == 3 and shape.max() <= _SMALL else 4
     unit = compression * 2 ** (_UNET_LEVELS - 1)
     size = tuple(math.ceil(n / unit - 1e-6) * unit for n in shape.round())
-    return None if spacing is None else tuple(spacing.tolist()), size, compression
+    crops = math.ceil(np.prod(whole) / np.prod(shape)) if (shape < whole).any() else 1
+    return None if spacing is None else tuple(spacing.tolist()), size, compression, crops
 
 
 def _choose_normalization(seen: Fingerprint, notes: list[str]) -> Normalization:
@@ -187,7 +205,7 @@ def _choose_autoencoder(seen: Fingerprint, size: Shape, compression: int, notes:
     patch = tuple(max(min(16, n), min(int(0.9 * n) // 8 * 8, most)) for n in size)
     voxels = 150_000 if cpu else 1_000_000
     channels = len(seen.channel_names)
-    latent_channels = min(channels * min(compression**dims, _LATENTS_PER_CHANNEL[dims]), _MOST_LATENT_CHANNELS)
+    latent_channels = min(channels * min(compression**dims, _LATENTS_PER_CHANNEL), _MOST_LATENT_CHANNELS)
     thin = min(patch) < LEAST_ADVERSARIAL_PATCH
     lossless = latent_channels == channels * compression**dims
     if thin and not lossless:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from medgen.data.dataset import Dataset, split_cases
+from medgen.data.dataset import RGB, Dataset, split_cases
 from medgen.planning.cost import (
     BYTES_PER_PARAMETER,
     TRAINING_PASSES,
@@ -24,6 +26,9 @@ from medgen.planning.plan import STAGES, AutoencoderPlan, Plan, StageName, by_ax
 from medgen.precision import autocast, memory_format, resolve_device, resolve_precision
 from medgen.types import BadInputError
 
+# What `medgen.data` calls channels and classes that the folder does not name.
+_GIVEN_BY_READER = re.compile(r"image|(channel|class)_\d+")
+
 
 def check_plan(plan: Plan, dataset: Dataset) -> None:
     """Make sure that a plan, which may come from another folder or an editor, fits a data set.
@@ -33,18 +38,27 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
         dataset: The scans that it is to be followed on.
 
     Raises:
-        BadInputError: If dimension, channels or classes differ, or the networks cannot be built.
+        BadInputError: If dimension, channels or classes differ in number or name, or the networks cannot be built.
     """
     if plan.spatial_dims != dataset.spatial_dims:
         raise BadInputError(
             f"{dataset.root}: expected {plan.spatial_dims}D scans as in the plan, got {dataset.spatial_dims}D ones. "
             "Choose another plan, or leave it out to have one made."
         )
-    if len(plan.channel_names) != len(dataset.channel_names):
+    # A folder without dataset.json names no channels: its one channel is called after the scanner.
+    declared = dataset.channel_names if dataset.format in ("msd", "nnunet") or dataset.channel_names == RGB else {}
+    if len(plan.channel_names) != len(dataset.channel_names) or _renamed(plan.channel_names, declared):
         named = [", ".join(names.values()) for names in (plan.channel_names, dataset.channel_names)]
         raise BadInputError(
             f"{dataset.root}: expected {len(plan.channel_names)} channel(s) ({named[0]}) as in the plan, got "
             f"{len(dataset.channel_names)} ({named[1]}). Correct channel_names in the plan, or the data set."
+        )
+    renamed = _renamed(plan.class_names, dataset.class_names)
+    if renamed:
+        value, (expected, got) = next(iter(renamed.items()))
+        raise BadInputError(
+            f"{dataset.root}: expected class {value} to be {expected!r} as in the plan, got {got!r}. "
+            "Correct class_names in the plan, or the data set."
         )
     unknown = {value: name for value, name in dataset.class_names.items() if value not in plan.class_names}
     if unknown:
@@ -60,6 +74,20 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadInputError(f"{stage}: expected a network that can be built, got: {reason}. Change it.") from error
+
+
+def _renamed(planned: Mapping[int, str], found: Mapping[int, str]) -> dict[int, tuple[str, str]]:
+    """Names that differ, where the folder gives names at all and the reader did not number what it found."""
+    pairs = {key: (planned[key], name) for key, name in found.items() if key in planned}
+    return {
+        key: (mine, other)
+        for key, (mine, other) in pairs.items()
+        if not _GIVEN_BY_READER.fullmatch(other) and _plain(mine) != _plain(other)
+    }
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name).strip().casefold()
 
 
 def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto") -> str:

@@ -55,7 +55,8 @@ def open_folder(
     (output / REJECTED).unlink(missing_ok=True)
     for rejection in rejected:
         append_rejection(output, rejection)
-    write_text(output / ARGUMENTS, yaml.safe_dump(arguments, sort_keys=False))
+    header = "# Of folders only the names are kept: give --model and --labels anew where they are folders.\n"
+    write_text(output / ARGUMENTS, header + yaml.safe_dump(arguments, sort_keys=False))
 
 
 def read_done(output: Path) -> list[SampleRecord]:
@@ -88,7 +89,7 @@ def write_sample(
     Args:
         output: The folder.
         generator: The model.
-        model: Its name or folder.
+        model: Its name.
         item: The scan.
         settings: How it was sampled.
         runtime: Of this process.
@@ -120,7 +121,7 @@ def write_sample(
                 "case": spec.case,
                 "index": spec.index,
                 "seed": spec.seed,
-                "path": spec.file and str(spec.file.path),
+                "file": spec.file and spec.file.path.name,
                 "sha256": spec.file and spec.file.sha256,
             }
             for spec in item.batch

@@ -22,6 +22,8 @@ from medgen.synthesis.plan import SampleSpec, SamplingSettings
 from medgen.types import BadInputError, Grid
 
 MAX_ATTEMPTS = 20
+# Organs come in fewer parts per map; beyond this parts are a crowd (cells, lesions) that touch and part by chance.
+MOST_PARTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,9 @@ class LabelledGrid:
 def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
     """Fix a sample's grid, and its label where that comes from a file.
 
+    A deformed label keeps the number of parts and holes of each class, unless the map or the model's training maps (95
+    of 100 of them) have more than 8 parts: a crowd of cells that touch and part by chance.
+
     Args:
         spec: What was planned.
         generator: The model, for its grid.
@@ -64,15 +69,19 @@ def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
     label = source.label
     if label is None:
         raise BadInputError(f"{spec.file.path}: expected a label map, got none. Check the file.")
-    record: dict[str, Any] = {"source": spec.source, "path": str(spec.file.path), "sha256": spec.file.sha256}
+    record: dict[str, Any] = {"source": spec.source, "file": spec.file.path.name, "sha256": spec.file.sha256}
     if spec.source == "deform":
+        crowd = max(count_parts(label), config.max_parts) > MOST_PARTS
         try:
             label, deformation = deform_label(
-                label, generator=stream(spec.seed, "deformation"), spacing=source.grid.spacing
+                label,
+                generator=stream(spec.seed, "deformation"),
+                spacing=source.grid.spacing,
+                keep_components=not crowd,
             )
         except BadInputError as error:
             raise BadInputError(f"{spec.file.path}: {error}") from error
-        record["deformation"] = asdict(deformation)
+        record |= {"deformation": asdict(deformation), "keep_components": not crowd}
     placement = _place(source.grid, generator)
     index = to_model(generator.label_to_index(label), placement, mode="nearest", padding="constant")
     return LabelledGrid(spec, placement, label.to(torch.int16), index, record)

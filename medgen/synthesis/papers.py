@@ -85,6 +85,7 @@ def _card(
 ) -> str:
     config, first = generator.config, records[0]
     sources = Counter(record.label["source"] for record in records)
+    used = any(name != "generate" for name in sources)
     words = {"files": "taken from files", "deform": "deformed from files", "generate": "drawn by the label generator"}
     shapes = Counter(" x ".join(map(str, record.shape)) for record in records).most_common(3)
     classes = ", ".join(f"{value} {name}" for value, name in sorted(config.class_names.items()))
@@ -114,7 +115,8 @@ def _card(
         f"| Made with | {', '.join(f'{name} {version}' for name, version in first.runtime['versions'].items())} |",
         "",
         f"The layout is nnU-Net v2 raw. `{MANIFEST}` holds one line per scan: seed, label source, settings, hashes.",
-        f"`medgen synthesize --replay {MANIFEST} --output FOLDER` makes the same voxels again on the same processor.",
+        f"`medgen synthesize --replay {MANIFEST} --output FOLDER` makes the same voxels again on the same processor;",
+        f"add `--model FOLDER` if the model is one of your own{' and `--labels FOLDER`' if used else ''}.",
     ]
     if replay:
         lines += ["", f"This folder is a replay: {replay}."]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medgen.data.dataset import Rejection, load_label, read_labels
+from medgen.data.dataset import Rejection, load_label, read_labels, require_orientation
 from medgen.data.geometry import place
 from medgen.generator import GeneratorConfig
-from medgen.provenance import sha256_file
+from medgen.provenance import hide_folder, sha256_file
 from medgen.seeding import derive_seed
 from medgen.types import BadInputError, Grid
 
@@ -135,9 +135,9 @@ def find_labels(
         except BadInputError as error:
             if not skip_bad:
                 raise
-            rejected.append(Rejection(case, str(error)))
+            rejected.append(Rejection(case, hide_folder(str(error), path.parent)))
             continue
-        accepted.append(LabelFile(path.resolve(), sha256_file(path)))
+        accepted.append(LabelFile(path, sha256_file(path)))
     if not accepted:
         raise BadInputError(f"{folder}: expected label maps that fit the model, got none. First: {rejected[0].reason}")
     return accepted, rejected
@@ -152,13 +152,14 @@ def check_grid(path: Path, grid: Grid, config: GeneratorConfig) -> None:
         config: What the model was trained for.
 
     Raises:
-        BadInputError: If dimension or spacing do not fit.
+        BadInputError: If dimension, orientation or spacing do not fit.
     """
     if grid.spatial_dims != config.spatial_dims:
         raise BadInputError(
             f"{path}: expected a {config.spatial_dims}D label map for the model '{config.name}', got "
             f"{grid.spatial_dims}D of shape {grid.shape}. Choose another model or other labels."
         )
+    require_orientation(path, grid, config.orientation)
     if config.spacing is None:
         return
     model = " x ".join(f"{value:.3g}" for value in config.spacing)

@@ -9,6 +9,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medgen.generator import Generator
 from medgen.provenance import SampleRecord, read_manifest, sha256_file
 from medgen.synthesis.plan import LabelFile, SampleSpec, SamplingSettings
@@ -25,13 +27,14 @@ class Batch:
     Attributes:
         specs: The samples.
         settings: How they are sampled.
-        threads: Threads of the CPU kernels: their number decides how sums are split, and so their rounding.
+        threads: Threads of the CPU kernels: their number decides how sums are split, and so their rounding. None takes
+            those that the run began with.
         only: Cases to keep; None keeps all. The others run along because a batch decides the rounding.
     """
 
     specs: tuple[SampleSpec, ...]
     settings: SamplingSettings
-    threads: int
+    threads: int | None = None
     only: frozenset[str] | None = None
 
     @property
@@ -74,7 +77,7 @@ class Replay:
 
     @property
     def model(self) -> str:
-        """Name or folder of the model."""
+        """Name of the model."""
         return self.records[0].model
 
     @property
@@ -87,21 +90,35 @@ class Replay:
         """Kind of device that it ran on."""
         return "cpu" if self.runtime["device"] == "cpu" else "cuda"
 
-    def check_model(self, generator: Generator) -> None:
-        """Refuse a model that is not the earlier run's.
+    def load_model(self, name: str | None, device: torch.device) -> Generator:
+        """Load the model of the earlier run.
 
         Args:
-            generator: The model at hand.
+            name: Its folder or name; None takes the name in the manifest.
+            device: Where it goes.
+
+        Returns:
+            The model.
 
         Raises:
-            BadInputError: If its weights differ.
+            BadInputError: If it is not found, or is another one.
         """
+        try:
+            generator = Generator.from_pretrained(self.model if name is None else name, device=device)
+        except BadInputError as error:
+            if name is not None:
+                raise
+            raise BadInputError(
+                f"{self.manifest}: expected its model '{self.model}' by that name, got none ({error}) Give the folder "
+                "of the model with --model."
+            ) from error
         expected = self.records[0].model_hash
         if generator.weights_hash != expected:
             raise BadInputError(
                 f"{self.manifest}: expected the model with SHA-256 {expected[:12]}…, got '{generator.config.name}' "
                 f"with {generator.weights_hash[:12]}…. Name the model that made the manifest with --model."
             )
+        return generator
 
     def compare(self, again: Sequence[SampleRecord]) -> str:
         """Say whether the replay gave the same voxels, and if not what else was different.
@@ -135,7 +152,7 @@ def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
 
     Args:
         manifest: The manifest.
-        labels: Folder that the label maps are in now, where they were moved.
+        labels: Folder of the label maps; None where the run used none.
 
     Returns:
         The run.
@@ -156,23 +173,33 @@ def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
     batches: dict[tuple[tuple[SampleSpec, ...], SamplingSettings, int], set[str]] = {}
     for record in records:
         settings = SamplingSettings(**{item.name: getattr(record, item.name) for item in fields(SamplingSettings)})
-        specs = tuple(
-            SampleSpec(
-                case=member["case"],
-                index=member["index"],
-                seed=member["seed"],
-                source=record.label["source"],
-                file=find(member["path"], member["sha256"]) if member["path"] else None,
+        try:
+            specs = tuple(
+                SampleSpec(
+                    case=member["case"],
+                    index=member["index"],
+                    seed=member["seed"],
+                    source=record.label["source"],
+                    file=find(member["file"], member["sha256"]) if member["file"] else None,
+                )
+                for member in record.batch
             )
-            for member in record.batch
-        )
+        except KeyError as error:
+            raise BadInputError(
+                f"{manifest}: expected {error} in the record of {record.case}, got none. Replay it with the version of "
+                f"medgen that made it ({record.runtime.get('versions', {}).get('medgen', 'unknown')})."
+            ) from error
         batches.setdefault((specs, settings, record.runtime["threads"]), set()).add(record.case)
     rebuilt = [Batch(*key, only=frozenset(wanted)) for key, wanted in batches.items()]
     return Replay(manifest, records, rebuilt)
 
 
-def _find_label(manifest: Path, folder: Path | None, recorded: str, sha256: str) -> LabelFile:
-    path = Path(recorded) if folder is None else Path(folder) / Path(recorded).name
+def _find_label(manifest: Path, folder: Path | None, name: str, sha256: str) -> LabelFile:
+    if folder is None:
+        raise BadInputError(
+            f"{manifest}: expected the folder of its label maps ({name}, ...), got none. Give it with --labels FOLDER."
+        )
+    path = Path(folder) / Path(name).name
     if not path.is_file():
         raise BadInputError(
             f"{path}: expected the label map that {manifest} names, got no such file. Give its folder with --labels."
@@ -182,4 +209,4 @@ def _find_label(manifest: Path, folder: Path | None, recorded: str, sha256: str)
             f"{path}: expected the label map that {manifest} names (SHA-256 {sha256[:12]}…), got another. Restore the "
             "file, or give the folder that holds it with --labels."
         )
-    return LabelFile(path.resolve(), sha256)
+    return LabelFile(path, sha256)

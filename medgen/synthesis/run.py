@@ -15,7 +15,15 @@ from tqdm import tqdm
 from medgen.data.dataset import Rejection
 from medgen.generator import Generator, GeneratorConfig
 from medgen.precision import Precision, resolve_precision
-from medgen.provenance import MANIFEST, SampleRecord, append_record, finalize_manifest, runtime_info, sha256_file
+from medgen.provenance import (
+    MANIFEST,
+    SampleRecord,
+    append_record,
+    finalize_manifest,
+    hide_folder,
+    runtime_info,
+    sha256_file,
+)
 from medgen.synthesis.folder import open_folder, read_done, write_sample
 from medgen.synthesis.labels import prepare
 from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
@@ -59,10 +67,12 @@ def synthesize(
     Args:
         output: Folder to write; new, empty, or of the same run. A replay may leave it out: it then goes beside the
             manifest's folder, with `_replay` added to the name.
-        model: Folder of a trained model, name of an embedded one, or Hub id.
+        model: Folder of a trained model or of a training run, name of an embedded model, or Hub id.
         labels: Folder of label maps to make scans for.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
-            the model; by default 'files' if a folder is given, else 'generate'.
+            the model; by default 'files' if a folder is given, else 'generate'. Deformations keep the number of parts
+            and holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts
+            (cells).
         num_samples: Scans to make; by default one per label map, or 8. More than there are maps takes them again.
         batch_size: Scans that go through the networks together; less needs less memory.
         seed: Root of all random draws.
@@ -75,7 +85,8 @@ def synthesize(
         max_memory_gb: Bound on memory for decoding large scans, by tiles.
         skip_bad: Leave out label maps that cannot be used, list them in rejected.jsonl, and go on.
         overwrite: Replace another run's output in the folder.
-        replay: Manifest of an earlier run to make again, voxel for voxel; model, labels and device may be named anew.
+        replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
+            model was a folder, and --labels where label maps were used; both are checked by their SHA-256.
 
     Returns:
         The record of each scan, in order.
@@ -90,18 +101,21 @@ def synthesize(
     if replay is not None:
         refuse_other_arguments(synthesize, given)
         again = read_replay(Path(replay), labels=labels)
-        model = again.model if model == DEFAULT_MODEL else model
         device = again.device if device == "auto" else device
     state, chosen = join_processes(device)
-    generator = Generator.from_pretrained(model, device=chosen)
     if again is not None:
-        again.check_model(generator)
+        generator = again.load_model(None if model == DEFAULT_MODEL else model, chosen)
+        name = again.model
+        source = again.manifest.resolve()
         job = _Job(
             batches=again.batches,
             identity={"replay": sha256_file(again.manifest), "model_hash": generator.weights_hash},
-            arguments={"replay": str(again.manifest.resolve())},
+            arguments={"replay": f"{source.parent.name}/{source.name}"},
         )
     else:
+        generator = Generator.from_pretrained(model, device=chosen)
+        # Files that people share say nothing of where things lie on this machine.
+        name = generator.config.name if Path(model).exists() else model
         job = _plan_job(
             generator.config,
             labels=labels,
@@ -120,17 +134,17 @@ def synthesize(
             ),
         )
         job.identity["model_hash"] = generator.weights_hash
-    arguments = {"output": str(output), "model": str(model), "device": str(chosen), **job.arguments}
+    arguments = {"model": name, "device": str(chosen), **job.arguments}
     if state.is_main_process:
         open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
         settings = job.batches[0].settings
         why = " (auto)" if precision == "auto" and again is None else ""
         print(
-            f"model {model} on {chosen} in {settings.precision}{why}, {settings.sampler}, "
+            f"model {name} on {chosen} in {settings.precision}{why}, {settings.sampler}, "
             f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
         )
     state.wait_for_everyone()
-    _make(output, generator, str(model), job.batches, state, skip_bad=skip_bad)
+    _make(output, generator, name, job.batches, state, skip_bad=skip_bad)
     state.wait_for_everyone()
     if state.is_main_process:
         records = read_done(output)
@@ -183,12 +197,9 @@ def _plan_job(
     options = {"label_source": source, "num_samples": count, "batch_size": batch_size, "seed": seed, **asdict(settings)}
     digest = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     return _Job(
-        batches=[
-            Batch(tuple(specs[at : at + batch_size]), settings, torch.get_num_threads())
-            for at in range(0, len(specs), batch_size)
-        ],
+        batches=[Batch(tuple(specs[at : at + batch_size]), settings) for at in range(0, len(specs), batch_size)],
         identity={**options, "labels_sha256": digest if files else None},
-        arguments={"labels": str(Path(labels).resolve()) if labels else None, **options, "skip_bad": skip_bad},
+        arguments={"labels": Path(labels).resolve().name if labels else None, **options, "skip_bad": skip_bad},
         rejected=rejected,
     )
 
@@ -203,7 +214,10 @@ def _make(
     skip_bad: bool,
 ) -> None:
     """Make what is missing of this process's share: every n-th batch, whatever is done already."""
-    done = {record.case for record in read_done(output)}
+    records = read_done(output)
+    done = {record.case for record in records}
+    # On a run that goes on elsewhere, another number of threads would round otherwise.
+    began_with = records[0].runtime["threads"] if records else torch.get_num_threads()
     share = batches[state.process_index :: state.num_processes]
     total = sum(len(batch.wanted) for batch in share)
     bar = tqdm(
@@ -224,7 +238,7 @@ def _make(
                     prepared.append(prepare(spec, generator))
             if not any(item.spec.case in missing for item in prepared):
                 continue  # an earlier run left these out, and so does this one
-            with threads(batch.threads):
+            with threads(batch.threads or began_with):
                 runtime = runtime_info(generator.device)
                 made = sample_batch(generator, prepared, batch.settings, on_step=lambda at: bar.set_postfix(step=at))
             for item in made:
@@ -241,4 +255,5 @@ def _rejecting(output: Path, spec: SampleSpec, skip_bad: bool) -> Iterator[None]
     except BadInputError as error:
         if not skip_bad:
             raise
-        append_rejection(output, Rejection(spec.case, str(error)))
+        reason = str(error) if spec.file is None else hide_folder(str(error), spec.file.path.parent)
+        append_rejection(output, Rejection(spec.case, reason))

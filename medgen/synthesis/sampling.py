@@ -15,7 +15,7 @@ from medgen.data.geometry import from_model, valid_mask
 from medgen.diffusion.guidance import guide
 from medgen.diffusion.sampler import sample
 from medgen.generator import Generator
-from medgen.precision import autocast, is_out_of_memory, memory_format
+from medgen.precision import autocast, exact_fp32, is_out_of_memory, memory_format
 from medgen.seeding import seeded_noise
 from medgen.synthesis.labels import LabelledGrid, generate_labels, prepare
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
@@ -139,6 +139,7 @@ def _sample_group(
 
 
 @torch.inference_mode()
+@exact_fp32()
 def _run_networks(
     generator: Generator,
     group: list[LabelledGrid],

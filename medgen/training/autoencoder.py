@@ -134,6 +134,7 @@ class AutoencoderStage:
         self.plan, self.train, self.val, self.seed = plan, train, val, seed
         self.accelerator, self.precision = accelerator, precision
         self.steps, self.learning_rate, self.ema_decay = plan.steps, plan.learning_rate, 0.998
+        self.can_save_memory = False
         dims = autoencoder.config["spatial_dims"]
         layout = memory_format(dims)
         self.averaged = autoencoder.to(accelerator.device, memory_format=layout)

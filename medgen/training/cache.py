@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import RandAffine
+from monai.transforms import AffineGrid, RandAffineGrid, Resample
 from safetensors import safe_open
 from tqdm import tqdm
 
 from medgen.conditions.topology import count_parts
-from medgen.data.dataset import Case, Dataset, load_cases
+from medgen.data.dataset import Case, Dataset, load_cases, require_orientation
 from medgen.data.geometry import place, to_model, valid_mask
-from medgen.planning import DenoiserPlan, Plan
+from medgen.planning import SPACING_FACTOR, DiffusionPlan, Plan
+from medgen.provenance import sha256_file
 from medgen.seeding import derive_seed, stream
 from medgen.training.tensors import save_tensors
-from medgen.types import BadInputError, Sample
+from medgen.types import BadInputError, Grid, Sample
 
 # Part of the cache's name: raise it when what is stored changes.
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class CachedScan:
     Attributes:
         case: Identifier.
         path: Safetensors file with `image` (float16, [-1, 1]), `label` (uint8 class indices) and `valid` (bool).
+        source: Digest of the files that it was read from.
         shape: Shape on the model's grid before padding.
+        spacing: Voxel edges on the model's grid, in mm or, where no file states them, all 1.
         scale: Intensity factors of its normalization.
         shift: Intensity offsets of its normalization.
         classes: Label values present.
@@ -43,7 +46,9 @@ class CachedScan:
 
     case: str
     path: str
+    source: str
     shape: tuple[int, ...]
+    spacing: tuple[float, ...]
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     classes: tuple[int, ...]
@@ -63,6 +68,26 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def source_digest(case: Case) -> str:
+    """Digest of a scan's files, to tell whether one was changed.
+
+    Args:
+        case: The scan.
+
+    Returns:
+        Twelve hexadecimal digits; they depend on names and contents, not on the folder.
+    """
+    contents: list[list[str]] = []
+    for path in (*case.images, *([case.label] if case.label else [])):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]  # a DICOM series is a folder
+        for file in files:
+            try:
+                contents.append([file.name, sha256_file(file)])
+            except OSError:  # missing, unreadable or a folder: whoever reads the scan says so
+                contents.append([file.name, ""])
+    return key_of(contents)
+
+
 def cache_scans(
     dataset: Dataset, cases: Iterable[Case], plan: Plan, folder: Path, *, divisor: int, skip_bad: bool, title: str
 ) -> list[CachedScan]:
@@ -72,7 +97,7 @@ def cache_scans(
         dataset: Where the cases come from.
         cases: Which of its cases.
         plan: Gives grid, size and normalization.
-        folder: Run folder; the cache lies in `cache/scans-HASH`.
+        folder: Run folder; the cache lies in `cache/scans-HASH`, in files whose names tell what they were made of.
         divisor: Sizes on the model's grid are padded to multiples of it.
         skip_bad: Note bad cases in ``dataset.rejected`` and go on, instead of raising.
         title: Name on the progress bar.
@@ -81,14 +106,16 @@ def cache_scans(
         What was cached, in the order of ``cases``.
     """
     grid = (plan.spacing, plan.orientation, plan.size, divisor)
-    settings = key_of(CACHE_FORMAT, *grid, plan.normalization, plan.class_names)
+    settings = key_of(CACHE_FORMAT, *grid, plan.normalization, plan.channel_names, plan.class_names)
     target = folder / "cache" / f"scans-{settings}"
     target.mkdir(parents=True, exist_ok=True)
     cases = list(cases)
     cached: dict[str, CachedScan] = {}
+    sources: dict[str, str] = {}
     missing = []
-    for case in cases:
-        path = target / f"{case.case}.safetensors"
+    for case in tqdm(cases, desc=f"checking {title} scans", disable=None, leave=False, delay=3):
+        sources[case.case] = source_digest(case)
+        path = _entry_path(target, case.case, sources[case.case])
         if path.exists():
             cached[case.case] = _read_entry(path)
         else:
@@ -103,13 +130,15 @@ def cache_scans(
                 f"{source}: expected a scan that states its voxel size (the plan resamples to {plan.spacing} mm), got "
                 "a format without one. Give it as NIfTI, or set spacing to null in the plan."
             )
+        require_orientation(source, sample.grid, plan.orientation)
+        _check_spacing(source, sample.grid, plan)
         plan.normalization.fit(sample.image, source=source)
 
     samples = load_cases(dataset, missing, skip_bad=skip_bad, check=check)
     try:
         for sample in tqdm(samples, total=len(missing), desc=f"reading {title} scans", disable=not missing):
-            path = target / f"{sample.case}.safetensors"
-            _write_entry(sample, plan, path, divisor)
+            path = _entry_path(target, sample.case, sources[sample.case])
+            _write_entry(sample, sources[sample.case], plan, path, divisor)
             cached[sample.case] = _read_entry(path)
     except BadInputError:
         # A resumed run finds only the bad cases missing, and none good among them: that is no reason to stop.
@@ -118,7 +147,26 @@ def cache_scans(
     return [cached[case.case] for case in cases if case.case in cached]
 
 
-def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
+def _entry_path(folder: Path, case: str, source: str) -> Path:
+    return folder / f"{case}-{source}.safetensors"
+
+
+def _check_spacing(source: Path, grid: Grid, plan: Plan) -> None:
+    """Refuse a scan whose voxels are far from the plan's: resampling would lose structures, or invent them."""
+    if plan.spacing is None:
+        return
+    axes = place(grid, orientation=plan.orientation).axes[0]
+    own = [grid.spacing[axis] for axis in axes]
+    factors = [mine / wanted for mine, wanted in zip(own, plan.spacing, strict=True)]
+    if max(factors) > SPACING_FACTOR or min(factors) < 1 / SPACING_FACTOR:
+        got, wanted = (" x ".join(f"{value:.3g}" for value in row) for row in (own, plan.spacing))
+        raise BadInputError(
+            f"{source}: expected voxels within a factor {SPACING_FACTOR:g} of the plan's {wanted} mm, got {got} mm. "
+            "Leave the scan out (--skip_bad does), or set another spacing in the plan."
+        )
+
+
+def _write_entry(sample: Sample, source: str, plan: Plan, path: Path, divisor: int) -> None:
     if sample.image is None or sample.label is None:
         raise ValueError(f"{sample.case}: expected a sample that passed the check, got one without image or label")
     placement = place(
@@ -130,7 +178,9 @@ def _write_entry(sample: Sample, plan: Plan, path: Path, divisor: int) -> None:
     values = torch.tensor(sorted(plan.class_names))
     entry = {
         "case": sample.case,
+        "source": source,
         "shape": placement.resampled_shape,
+        "spacing": placement.grid.spacing if sample.grid.known else (1.0,) * sample.grid.spatial_dims,
         "scale": intensity.scale,
         "shift": intensity.shift,
         "classes": sample.label.unique().tolist(),
@@ -188,34 +238,44 @@ def crop_to(
     return {name: tensor[(..., *slices)] for name, tensor in tensors.items()}
 
 
-def augment(tensors: dict[str, torch.Tensor], plan: DenoiserPlan, seed: int) -> dict[str, torch.Tensor]:
+def augment(
+    tensors: dict[str, torch.Tensor], plan: DiffusionPlan, seed: int, spacing: tuple[float, ...]
+) -> dict[str, torch.Tensor]:
     """Rotate and scale a scan with its label by a small random amount; never mirrored, since sides matter.
 
     Args:
         tensors: As :func:`read_scan` gives them.
         plan: Bounds of the draw.
         seed: Decides the draw.
+        spacing: Voxel edges in mm: turned is the patient, not the array of voxels, which may be longer than wide.
 
     Returns:
         The same tensors, transformed alike; outside the field of view `valid` is False and `label` 0.
     """
-    dims = tensors["label"].ndim
+    size = tensors["label"].shape
+    dims = len(size)
     angle = plan.rotation * torch.pi / 180
-    affine = RandAffine(
-        prob=1.0,
-        rotate_range=[(-angle, angle)] * (3 if dims == 3 else 1),
-        scale_range=[(-plan.scaling, plan.scaling)] * dims,
+    random = RandAffineGrid(
+        rotate_range=[(-angle, angle)] * (3 if dims == 3 else 1), scale_range=[(-plan.scaling, plan.scaling)] * dims
     )
+    random.set_random_state(seed % 2**32)
+    random.randomize()  # a second set of draws, below, is what MONAI's own RandAffine takes for this seed
+    random(size)
+    matrix = random.get_transformation_matrix()
+    edges = torch.tensor(spacing, dtype=matrix.dtype)
+    matrix[:dims, :dims] *= edges[None, :] / edges[:, None]  # in mm, then out of it
+    grid, _ = AffineGrid(affine=matrix)(size)
+    resample = Resample()
     out = {}
     for name, mode, padding in (
         ("image", "bilinear", "reflection"),
         ("label", "nearest", "zeros"),
         ("valid", "nearest", "zeros"),
     ):
-        affine.set_random_state(seed % 2**32)
         tensor = tensors[name].float()
-        moved = affine(tensor if name == "image" else tensor[None], mode=mode, padding_mode=padding)
-        moved = torch.as_tensor(moved)
+        moved = torch.as_tensor(
+            resample(tensor if name == "image" else tensor[None], grid, mode=mode, padding_mode=padding)
+        )
         out[name] = moved if name == "image" else moved[0].round().to(tensors[name].dtype)
     out["label"] = out["label"] * out["valid"]
     return out
@@ -224,7 +284,7 @@ def augment(tensors: dict[str, torch.Tensor], plan: DenoiserPlan, seed: int) -> 
 def cache_variants(
     scans: list[CachedScan],
     encode: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    plan: DenoiserPlan,
+    plan: DiffusionPlan,
     folder: Path,
     *,
     size: tuple[int, ...],
@@ -232,33 +292,40 @@ def cache_variants(
     seed: int,
     title: str,
 ) -> list[Path]:
-    """Encode every scan in several augmented versions, once; version 0 is the scan itself.
+    """Encode every scan in several versions, once: first as it was acquired, then augmented.
+
+    A scan that is not larger than ``size`` is there as acquired once. A larger one is there in crops at random places,
+    half of the versions as acquired, so that its borders are learned too; where only one version is asked for, as for
+    validation, that is the center.
 
     Args:
         scans: Entries of the scan cache.
         encode: Tensors of :func:`read_scan` to the denoiser's clean sample ``(c, *latent size)``.
         plan: Bounds of the augmentation.
-        folder: Where the files go; its name should tell the encoder's hash.
+        folder: Where the files go; its name should tell all that they depend on.
         size: Voxels per axis that larger scans are cropped to.
         variants: Versions per scan.
         seed: Decides the draws, together with case and version.
         title: Name on the progress bar.
 
     Returns:
-        One safetensors file per scan with ``x (V, c, ...)``, ``label (V, *size)`` and ``valid (V, *size)``.
+        One safetensors file per scan with ``x (V, c, ...)``, ``label (V, *size)``, ``valid (V, *size)`` and
+        ``augmented (V,)`` bool, which versions are not as acquired.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{scan.case}.safetensors" for scan in scans]
     todo = [(scan, path) for scan, path in zip(scans, paths, strict=True) if not path.exists()]
     for scan, path in tqdm(todo, desc=f"encoding {title}", disable=not todo):
         whole = read_scan(scan)
+        larger = any(have > most for have, most in zip(whole["label"].shape, size, strict=True))
+        acquired = max(1, variants // 2) if larger else 1
         rows = []
         for variant in range(variants):
             tensors = whole
-            if variant:
-                tensors = augment(whole, plan, derive_seed(seed, "augment", scan.case, variant))
-            draw = stream(seed, "crop", scan.case, variant) if variant else None
-            tensors = crop_to(tensors, size, draw)
+            if variant >= acquired:
+                tensors = augment(whole, plan, derive_seed(seed, "augment", scan.case, variant), scan.spacing)
+            tensors = crop_to(tensors, size, stream(seed, "crop", scan.case, variant) if variants > 1 else None)
             rows.append({"x": encode(tensors).to(torch.float16), "label": tensors["label"], "valid": tensors["valid"]})
-        save_tensors({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, path)
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        save_tensors(stacked | {"augmented": torch.arange(variants) >= acquired}, path)
     return paths

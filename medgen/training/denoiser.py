@@ -15,7 +15,7 @@ from medgen.conditions.condition import Condition
 from medgen.conditions.mask import one_hot
 from medgen.diffusion.objective import Objective
 from medgen.networks import Denoiser
-from medgen.planning import DenoiserPlan
+from medgen.planning import DiffusionPlan
 from medgen.precision import Precision, autocast, memory_format
 from medgen.seeding import derive_seed, seeded_noise, stream
 from medgen.training.loop import average_gradients, sample_index
@@ -42,6 +42,23 @@ def diffusion_loss(
     return weight * error.flatten(1).sum(1) / (region.flatten(1).sum(1) * output.shape[1])
 
 
+def draw_variant(augmented: torch.Tensor, seed: int) -> int:
+    """Choose a version of a scan: half of the draws are as acquired, which is what synthesis asks for.
+
+    Args:
+        augmented: ``(V,)`` bool, the versions as acquired first.
+        seed: Decides the draw.
+
+    Returns:
+        Index of the version.
+    """
+    changed = int(augmented.sum())
+    acquired = len(augmented) - changed
+    chance = stream(seed, "variant")
+    draw = int(torch.randint(max(1, 2 * changed), (1,), generator=chance))
+    return acquired + draw if draw < changed else int(torch.randint(acquired, (1,), generator=chance))
+
+
 class DenoiserStage:
     """Trains one denoiser on cached clean samples.
 
@@ -63,7 +80,7 @@ class DenoiserStage:
         self,
         name: str,
         denoiser: Denoiser,
-        plan: DenoiserPlan,
+        plan: DiffusionPlan,
         objective: Objective,
         train: list[Path],
         val: list[Path],
@@ -78,6 +95,7 @@ class DenoiserStage:
         self.train, self.val, self.num_classes, self.preview = train, val, num_classes, preview
         self.accelerator, self.precision, self.seed = accelerator, precision, seed
         self.steps, self.learning_rate, self.ema_decay = plan.steps, plan.learning_rate, plan.ema_decay
+        self.can_save_memory = not plan.gradient_checkpointing
         layout = memory_format(denoiser.config["spatial_dims"])
         self.averaged = denoiser.to(accelerator.device, memory_format=layout).train()
         self.networks: dict[str, nn.Module] = {"denoiser": self.averaged}
@@ -85,9 +103,11 @@ class DenoiserStage:
             "denoiser": torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
         }
 
-    def _read(self, path: Path, variant: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Clean sample, one-hot mask and voxel weights of one version of a scan."""
+    def _read(self, path: Path, seed: int | None) -> tuple[torch.Tensor, ...]:
+        """Clean sample, one-hot mask and voxel weights of a version of a scan (None: the first); if it is augmented."""
         with safe_open(path, framework="pt") as file:
+            flags = file.get_tensor("augmented")
+            variant = 0 if seed is None else draw_variant(flags, seed)
             x, label, valid = (file.get_slice(name)[variant] for name in ("x", "label", "valid"))
         if self.num_classes == 1:
             mask = valid[None].float()
@@ -96,13 +116,13 @@ class DenoiserStage:
         stride = valid.shape[-1] // x.shape[-1]
         pool = F.avg_pool3d if valid.ndim == 3 else F.avg_pool2d
         inside = pool(valid[None, None].float(), stride)[0]
-        return x.float(), mask, OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside
+        return x.float(), mask, OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside, flags[variant]
 
     def _loss(
         self, rows: Sequence[tuple[torch.Tensor, ...]], seeds: list[int], dropout: float, t: torch.Tensor | None = None
     ) -> torch.Tensor:
         device = self.accelerator.device
-        x0, mask, region = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
+        x0, mask, region, augmented = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
         noise = seeded_noise(x0.shape[1:], seeds).to(device)
         if t is None:
             t = torch.cat([self.objective.sample_timesteps(1, generator=stream(seed, "t")) for seed in seeds])
@@ -115,7 +135,7 @@ class DenoiserStage:
         condition = torch.cat([part.mask for part in parts if part.mask is not None])
         noisy = self.objective.add_noise(x0, noise, t).to(memory_format=memory_format(x0.ndim - 2))
         with autocast(device, self.precision):
-            output = self.averaged(noisy, t, condition)
+            output = self.averaged(noisy, t, condition, augmented)
         return diffusion_loss(output, self.objective.target(x0, noise, t), self.objective.weight(t).to(device), region)
 
     def update(self, step: int, positions: list[int]) -> dict[str, torch.Tensor]:
@@ -132,9 +152,8 @@ class DenoiserStage:
         rows = []
         for position, seed in zip(positions, seeds, strict=True):
             path = self.train[sample_index(position, len(self.train), self.seed, self.name)]
-            variant = int(torch.randint(self.plan.variants, (1,), generator=stream(seed, "variant")))
-            rows.append(self._read(path, variant))
-        loss = self._loss(rows, seeds, self.plan.condition_dropout).mean()
+            rows.append(self._read(path, seed))
+        loss = self._loss(rows, seeds, getattr(self.plan, "condition_dropout", 0.0)).mean()
         loss.backward()
         average_gradients(self.accelerator, self.averaged.parameters())
         nn.utils.clip_grad_norm_(self.averaged.parameters(), 1.0)
@@ -158,7 +177,7 @@ class DenoiserStage:
         losses = []
         for first in range(0, len(files), 8):
             part = files[first : first + 8]
-            rows = [self._read(path, 0) for path in part]
+            rows = [self._read(path, None) for path in part]
             t = (torch.arange(first, first + len(part)) + 0.5) / len(files) * self.objective.num_train_timesteps
             seeds = [derive_seed(self.seed, "validate", path.stem) for path in part]
             losses.append(self._loss(rows, seeds, 0.0, t.floor()))

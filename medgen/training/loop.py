@@ -23,6 +23,7 @@ from medgen.precision import is_out_of_memory
 from medgen.provenance import write_text
 from medgen.seeding import stream
 from medgen.training.tensors import save_tensors
+from medgen.types import BadInputError
 
 KEPT_CHECKPOINTS = 2
 
@@ -38,6 +39,7 @@ class Stage(Protocol):
         networks: Everything that is trained, by name.
         optimizers: By name.
         averaged: The network whose moving average is the result.
+        can_save_memory: Whether `gradient_checkpointing` is there to be switched on.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Stage(Protocol):
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     averaged: nn.Module
+    can_save_memory: bool
 
     def update(self, step: int, positions: list[int]) -> dict[str, torch.Tensor]:
         """Do one optimizer step on the samples at ``positions`` of the endless data order; return terms to log."""
@@ -130,12 +133,10 @@ def run_stage(
         validate_every: Steps between validations.
 
     Raises:
-        ValueError: If the batch does not divide over the processes.
-        FloatingPointError: If the loss is no longer finite.
+        BadInputError: If the loss is no longer finite.
+        MemoryError: If a batch does not fit; the message says what to change.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
-    if batch_size % world:
-        raise ValueError(f"expected a batch size that {world} processes can share, got {batch_size}; change batch_size")
     parameters = list(stage.averaged.parameters())
     ema = EMAModel(parameters, decay=stage.ema_decay, use_ema_warmup=True, power=3 / 4)
     checkpoints = folder / "checkpoints" / stage.name
@@ -162,18 +163,16 @@ def run_stage(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise MemoryError(
-                f"stage {stage.name}, step {step}: expected memory for batches of {batch_size}, got too little. Lower "
-                f"batch_size in the plan's section {stage.name!r} or set gradient_checkpointing there; the last "
-                "checkpoint is whole."
-            ) from error
+            raise MemoryError(_out_of_memory(stage, step, batch_size)) from error
         ema.step(parameters)
         done = step + 1
         values = _mean_terms(terms, accelerator)
         if not all(math.isfinite(value) for value in values.values()):
-            raise FloatingPointError(
-                f"stage {stage.name}, step {step}: expected a finite loss, got {values}. The last checkpoint is whole; "
-                "lower learning_rate, or set precision to fp32, and start again."
+            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise BadInputError(
+                f"stage {stage.name}, step {step}: expected a finite loss, got {shown}. Lower learning_rate in the "
+                f"plan's section {stage.name!r}, or set precision to fp32: that is another run, which needs another "
+                "--output."
             )
         record: dict[str, Any] = {"step": done, "learning_rate": rate, **values}
         if done % validate_every == 0 or done == stage.steps:
@@ -198,6 +197,19 @@ def run_stage(
         writer.close()
     accelerator.wait_for_everyone()
     ema.copy_to(parameters)
+
+
+def _out_of_memory(stage: Stage, step: int, batch_size: int) -> str:
+    lower = "patch_size or batch_size" if stage.name == "autoencoder" else "size or batch_size"
+    other_run = f"ower {lower} in the plan: that is another run, which needs another --output"
+    if stage.can_save_memory:
+        remedy = (
+            f"Set gradient_checkpointing of {stage.name!r} to true in the plan and run the same command again: it goes "
+            f"on from the last checkpoint, which is whole. Or l{other_run}."
+        )
+    else:
+        remedy = f"L{other_run}. The last checkpoint of this one is whole."
+    return f"stage {stage.name}, step {step}: expected memory for batches of {batch_size}, got too little. {remedy}"
 
 
 def finished(folder: Path, stage: str, steps: int) -> bool:
@@ -269,6 +281,23 @@ def _load(stage: Stage, ema: EMAModel, folder: Path) -> int:
     ema.load_state_dict({**scalars["ema"], "shadow_params": shadow})
     ema.to(next(stage.averaged.parameters()).device)
     return step
+
+
+def load_averaged(network: nn.Module, folder: Path, stage: str) -> None:
+    """Put the averaged weights of a stage's last checkpoint into its network.
+
+    Args:
+        network: Built as for the stage.
+        folder: Run folder.
+        stage: Its name.
+    """
+    checkpoints = folder / "checkpoints" / stage
+    with (
+        safe_open(checkpoints / f"step_{_latest(checkpoints):08d}.safetensors", framework="pt") as file,
+        torch.no_grad(),
+    ):
+        for index, parameter in enumerate(network.parameters()):
+            parameter.copy_(file.get_tensor(f"ema.{index}"))
 
 
 def _truncate_log(path: Path, step: int) -> None:

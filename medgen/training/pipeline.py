@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,27 +19,37 @@ from medgen.data.intensity import IntensityMap
 from medgen.generator import Generator, GeneratorConfig
 from medgen.networks import Autoencoder, Denoiser
 from medgen.planning import (
-    DenoiserPlan,
+    STAGES,
+    DiffusionPlan,
     Plan,
+    StageName,
     check_plan,
     make_plan,
     network_arguments,
-    read_plan,
     summarize_plan,
-    write_plan,
 )
+from medgen.planning.machine import world_size
 from medgen.precision import autocast, resolve_device, resolve_precision
 from medgen.provenance import write_text
 from medgen.seeding import derive_seed
 from medgen.training.autoencoder import AutoencoderStage
-from medgen.training.cache import CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
+from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
 from medgen.training.card import write_card
 from medgen.training.denoiser import DenoiserStage
-from medgen.training.loop import finished, run_stage
+from medgen.training.folder import (
+    REJECTED,
+    check_output,
+    claim_folder,
+    earlier_plan,
+    learned_settings,
+    model_folder,
+    record_run,
+    show_plan,
+)
+from medgen.training.loop import finished, load_averaged, run_stage
 from medgen.training.preview import preview_images, preview_labels
 from medgen.types import BadInputError
 
-StageName = Literal["autoencoder", "denoiser", "label"]
 Network = TypeVar("Network", Autoencoder, Denoiser)
 
 
@@ -59,17 +67,18 @@ def train(
 ) -> Path:
     """Train a generator on a folder of labelled scans.
 
-    Without a plan it makes one from what it finds in the folder and writes it to `plan.yaml` in the output folder; edit
-    that file and pass it back with `--config` to change anything. A run that was stopped, even killed, goes on from its
-    last checkpoint when it is started again with the same arguments.
+    Without a plan it follows `plan.yaml` in the output folder, or makes one from what it finds in the data; edit
+    that file before the training, or pass it back with `--config` to a new folder. A run that was stopped, even killed,
+    goes on from its last checkpoint when it is started again with the same arguments.
 
     Args:
         data: Folder of scans: MSD or nnU-Net `dataset.json`, `metadata.csv|jsonl`, or `images/` and `labels/`.
-        output: Folder of the run; at the end it is the model.
+        output: Folder of the run. The model lies in its subfolder `model/`, which alone is to be shared: the run keeps
+            copies and pictures of real scans too.
         plan: What to train and how; None plans from the data.
         stages: Which stages to run; what a stage needs from an earlier one must be there.
         max_steps: Cap on the steps of each stage, for a quick trial.
-        dry_run: Show plan, parameters, memory and time, and stop.
+        dry_run: Show plan, parameters, memory and time, write the plan to `plan.yaml` in the output folder, and stop.
         skip_bad: List unusable cases in `rejected.jsonl` and go on, instead of stopping at the first.
         seed: Root of every random draw.
         device: `auto`, `cpu`, `cuda` or any torch device.
@@ -79,30 +88,86 @@ def train(
 
     Raises:
         BadInputError: If the data or the plan cannot be used, or the output folder holds another run.
+        MemoryError: If a batch does not fit; the message says what to change.
     """
+    folder = Path(output)
+    check_output(folder)
     dataset = read_dataset(data)
-    plan = plan or _earlier_plan(output) or make_plan(dataset, device=device)
+    plan = plan or earlier_plan(folder) or make_plan(dataset, device=device)
     check_plan(plan, dataset)
-    if max_steps is not None:
-        plan = _cap(plan, max_steps)
     if dry_run:
-        print(summarize_plan(plan, dataset, device=device))
-        return Path(output)
-    accelerator = Accelerator(cpu=resolve_device(device).type == "cpu")
-    run = _Run(dataset, plan, Path(output), accelerator, skip_bad=skip_bad, seed=seed)
-    if "autoencoder" in stages and plan.autoencoder is not None:
+        print(summarize_plan(_cap(plan, max_steps), dataset, device=device))
+        show_plan(folder, plan)
+        return folder
+    _check_batches(plan, stages)
+    accelerator = choose_accelerator(device)
+    run = _Run(dataset, plan, folder, accelerator, max_steps=max_steps, skip_bad=skip_bad, seed=seed)
+    if "autoencoder" in stages:
         run.train_autoencoder()
     if "denoiser" in stages:
         run.train_denoiser()
-    if "label" in stages and plan.label is not None:
+    if "label" in stages:
         run.train_label()
-    return Path(output)
+    if accelerator.is_main_process:
+        print(_next_step(folder, data))
+    return folder
 
 
-def _cap(plan: Plan, steps: int) -> Plan:
+def choose_accelerator(device: str) -> Accelerator:
+    """The device or devices to train on.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or any torch device.
+
+    Returns:
+        What knows device and processes.
+
+    Raises:
+        BadInputError: If the device is not there, or is not one that Accelerate can be told to take.
+    """
+    chosen, processes = resolve_device(device), world_size()
+    if chosen.index is not None and processes > 1:
+        raise BadInputError(
+            f"device: expected {chosen.type!r} or 'auto' for {processes} processes, which take one device each, got "
+            f"{device!r}. Choose the devices with CUDA_VISIBLE_DEVICES."
+        )
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # the one that Accelerate then takes
+    accelerator = Accelerator(cpu=chosen.type == "cpu")
+    if accelerator.device.type != chosen.type:
+        raise BadInputError(
+            f"device: expected {accelerator.device.type!r}, which Accelerate takes here, got {device!r}. "
+            "Give that, or start a new process."
+        )
+    return accelerator
+
+
+def _check_batches(plan: Plan, stages: Sequence[StageName]) -> None:
+    processes = world_size()
+    for stage in stages:
+        own = getattr(plan, stage)
+        if own is not None and own.batch_size % processes:
+            fitting = -(-own.batch_size // processes) * processes
+            raise BadInputError(
+                f"{stage}.batch_size: expected a number that {processes} processes can share, got {own.batch_size}. "
+                f"Set it to {fitting} in the plan, or start another number of processes."
+            )
+
+
+def _next_step(folder: Path, data: Path) -> str:
+    model = model_folder(folder)
+    if not (model / "generator.json").is_file():
+        return f"no model yet. Next: medgen train --data {data} --output {folder}"
+    labels = "" if Generator.from_pretrained(model).label_denoiser else " --labels FOLDER_OF_LABEL_MAPS"
+    return f"the model is in {model}. Next: medgen synthesize --model {folder}{labels} --output synthetic"
+
+
+def _cap(plan: Plan, steps: int | None) -> Plan:
     """The plan with no stage longer than ``steps``."""
+    if steps is None:
+        return plan
     short = {}
-    for name in ("autoencoder", "denoiser", "label"):
+    for name in STAGES:
         stage = getattr(plan, name)
         if stage is not None:
             short[name] = dataclasses.replace(stage, steps=min(stage.steps, steps))
@@ -112,22 +177,47 @@ def _cap(plan: Plan, steps: int) -> Plan:
     return dataclasses.replace(plan, **short)
 
 
-def _earlier_plan(output: Path) -> Plan | None:
-    path = Path(output) / "plan.yaml"
-    return read_plan(path) if path.exists() else None
+def typical_intensity(scans: Sequence[CachedScan]) -> IntensityMap:
+    """Map of a typical scan: medians, over the scans, of the source values that become -1 and 1.
+
+    Args:
+        scans: The training scans.
+
+    Returns:
+        The map; one pair of numbers per channel.
+    """
+    scale, shift = (np.array([getattr(scan, name) for scan in scans], dtype=float) for name in ("scale", "shift"))
+    low, high = (np.median((end - shift) / scale, axis=0) for end in (-1, 1))
+    typical = 2 / (high - low)
+    return IntensityMap(tuple(typical.tolist()), tuple((-1 - low * typical).tolist()))
 
 
 class _Run:
     """State of one training run: its plan, its cached scans and the bundle that grows."""
 
     def __init__(
-        self, dataset: Dataset, plan: Plan, folder: Path, accelerator: Accelerator, *, skip_bad: bool, seed: int
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        max_steps: int | None,
+        skip_bad: bool,
+        seed: int,
     ) -> None:
-        self.dataset, self.plan, self.folder, self.accelerator, self.seed = dataset, plan, folder, accelerator, seed
+        self.dataset, self.folder, self.accelerator, self.seed = dataset, folder, accelerator, seed
+        self.plan = _cap(plan, max_steps)
         self.precision = resolve_precision(plan.precision, accelerator.device)
+        identity: dict[str, Any] = {
+            "plan": learned_settings(plan),
+            "max_steps": max_steps,
+            "seed": seed,
+            "precision": self.precision,
+        }
         if accelerator.is_main_process:
             print(f"training on {accelerator.device} in {self.precision}, {accelerator.num_processes} process(es)")
-            self._claim_folder()
+            claim_folder(folder, plan, identity)
         accelerator.wait_for_everyone()
         train_cases, val_cases = (
             [case for case in cases if case.label is not None] for cases in split_cases(dataset, seed=seed)
@@ -136,36 +226,21 @@ class _Run:
         if unlabelled and accelerator.is_main_process:
             print(f"{unlabelled} cases without a label are not used")
         with accelerator.main_process_first():
-            common: dict[str, Any] = {"divisor": self._divisor(), "skip_bad": skip_bad}
+            common: dict[str, Any] = {"divisor": plan.divisor, "skip_bad": skip_bad}
             self.train = cache_scans(dataset, train_cases, plan, folder, title="training", **common)
             self.val = cache_scans(dataset, val_cases, plan, folder, title="validation", **common)
         if not self.train:
             raise BadInputError(f"{dataset.root}: expected at least one training case with image and label, got none.")
-        if accelerator.is_main_process and dataset.rejected:
-            rows = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in dataset.rejected)
-            write_text(folder / "rejected.jsonl", rows)
-            print(f"{len(dataset.rejected)} unusable cases skipped; see {folder / 'rejected.jsonl'}")
-
-    def _divisor(self) -> int:
-        compression = 2 ** (len(self.plan.autoencoder.channels) - 1) if self.plan.autoencoder else 1
-        stride = self.plan.label_stride if self.plan.label else 1
-        return max(compression, stride)
-
-    def _claim_folder(self) -> None:
-        path = self.folder / "plan.yaml"
-        if path.exists():
-            if key_of(read_plan(path)) != key_of(self.plan):
-                raise BadInputError(
-                    f"{self.folder}: expected an empty folder or this very run, got a run with another plan ({path}). "
-                    "Choose another output folder, or pass that plan with --config to go on."
-                )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise BadInputError(
-                f"{self.folder}: expected an empty or new folder, got one with other files. Choose another --output."
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_plan(self.plan, path)
+        if accelerator.is_main_process:
+            if dataset.rejected:
+                rows = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in dataset.rejected)
+                write_text(folder / REJECTED, rows)
+                print(f"{len(dataset.rejected)} unusable cases skipped; see {folder / REJECTED}")
+            # Not before all scans are read: until then nothing is learned, and plan and data may still be mended.
+            parts = {"training scan": self.train, "validation scan": self.val}
+            files = {part: {scan.case: scan.source for scan in scans} for part, scans in parts.items()}
+            record_run(folder, identity | {"data": files})
+        accelerator.wait_for_everyone()
 
     def _build(self, kind: type[Network], stage: StageName) -> Network:
         """A network whose first weights depend on the seed and its stage alone."""
@@ -184,15 +259,12 @@ class _Run:
         )
 
     def train_autoencoder(self) -> None:
-        """Stage `autoencoder`; its result lies in `autoencoder/` of the run folder."""
+        """Stage `autoencoder`; its result is its last checkpoint."""
         plan = self.plan.autoencoder
-        if plan is None or (
-            finished(self.folder, "autoencoder", plan.steps) and (self.folder / "autoencoder" / "config.json").exists()
-        ):
+        if plan is None or finished(self.folder, "autoencoder", plan.steps):
             return
-        network = self._build(Autoencoder, "autoencoder")
         stage = AutoencoderStage(
-            network,
+            self._build(Autoencoder, "autoencoder"),
             plan,
             self.train,
             self.val or self.train[:1],
@@ -201,29 +273,31 @@ class _Run:
             seed=self.seed,
         )
         self._loop(stage, plan.batch_size)
-        if self.accelerator.is_main_process:
-            # Renamed into place whole: its presence is what says that the stage is done.
-            temporary, final = self.folder / ".autoencoder.partial", self.folder / "autoencoder"
-            shutil.rmtree(temporary, ignore_errors=True)
-            stage.averaged.to(memory_format=torch.contiguous_format).save_pretrained(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-        self.accelerator.wait_for_everyone()
 
     def _autoencoder(self) -> Autoencoder | None:
-        if self.plan.autoencoder is None:
+        plan = self.plan.autoencoder
+        if plan is None:
             return None
-        path = self.folder / "autoencoder"
-        if not (path / "config.json").exists():
-            raise BadInputError(f"{path}: expected a trained autoencoder, got none. Run stage `autoencoder` first.")
-        network = Autoencoder.from_pretrained(path, use_safetensors=True).eval().to(self.accelerator.device)
-        return network
+        self._require("autoencoder", plan.steps)
+        network = self._build(Autoencoder, "autoencoder")
+        load_averaged(network, self.folder, "autoencoder")
+        return network.eval().to(self.accelerator.device)
+
+    def _require(self, stage: StageName, steps: int) -> None:
+        if not finished(self.folder, stage, steps):
+            raise BadInputError(
+                f"{self.folder}: expected the stage {stage!r} to have run to its end, got an unfinished one. "
+                "Run it first, or leave --stages out."
+            )
 
     def _config(self) -> GeneratorConfig:
-        scales = torch.tensor([scan.scale for scan in self.train]).median(dim=0).values
-        shifts = torch.tensor([scan.shift for scan in self.train]).median(dim=0).values
-        constant = set.intersection(*(set(scan.classes) for scan in self.train)) - {0}
         plan = self.plan
+        shapes = [tuple(map(min, scan.shape, plan.size)) for scan in self.train]
+        constant = set.intersection(*(set(scan.classes) for scan in self.train)) - {0}
+        parts = int(np.quantile([scan.parts for scan in self.train], 0.95, method="higher"))
+        if any(shape != scan.shape for shape, scan in zip(shapes, self.train, strict=True)):
+            # Of crops these two are not known, and what the label generator draws then are crops.
+            constant, parts = set(), 0
         return GeneratorConfig(
             name=plan.name,
             spatial_dims=plan.spatial_dims,
@@ -232,7 +306,7 @@ class _Run:
             size=plan.size,
             objective=plan.denoiser.objective,
             normalization=plan.normalization,
-            intensity=IntensityMap(tuple(scales.tolist()), tuple(shifts.tolist())),
+            intensity=typical_intensity(self.train),
             image_dtype=plan.image_dtype,
             modality=plan.modality,
             spacing=plan.spacing,
@@ -240,26 +314,22 @@ class _Run:
             label_objective=plan.label.objective if plan.label else None,
             label_stride=plan.label_stride,
             guidance_scale=plan.denoiser.guidance_scale,
-            shapes=tuple(scan.shape for scan in self.train),
+            shapes=tuple(shapes),
             constant_classes=tuple(sorted(constant)),
-            max_parts=int(np.quantile([scan.parts for scan in self.train], 0.95, method="higher")),
+            max_parts=parts,
             training={
                 "data": self.dataset.root.name,
                 "training_cases": len(self.train),
                 "validation_cases": len(self.val),
                 "seed": self.seed,
-                "steps": {
-                    name: getattr(plan, name).steps
-                    for name in ("autoencoder", "denoiser", "label")
-                    if getattr(plan, name) is not None
-                },
+                "steps": {name: getattr(plan, name).steps for name in STAGES if getattr(plan, name) is not None},
                 "versions": {name: version(name) for name in ("medgen", "torch", "monai", "diffusers")},
                 "python": platform.python_version(),
             },
         )
 
     def _variants(
-        self, scans: list[CachedScan], generator: Generator, kind: str, plan: DenoiserPlan, variants: int, title: str
+        self, scans: list[CachedScan], generator: Generator, kind: str, plan: DiffusionPlan, variants: int, title: str
     ) -> list[Path]:
         """Cache of clean samples for one denoiser; its folder's name tells everything that it was computed from."""
         device = self.accelerator.device
@@ -277,6 +347,8 @@ class _Run:
                 float(sum(value.double().abs().sum() for value in generator.autoencoder.state_dict().values()))
             )
         key = key_of(
+            CACHE_FORMAT,
+            [Path(scan.path).name for scan in scans],
             weights,
             plan.variants,
             plan.rotation,
@@ -316,48 +388,51 @@ class _Run:
         generator.config.latent_shift = tuple(mean.tolist())
         generator.config.latent_scale = tuple((1 / std).tolist())
 
+    def _save(self, generator: Generator) -> None:
+        generator.save_pretrained(model_folder(self.folder))
+        write_card(generator, model_folder(self.folder))
+
+    def _has_model(self) -> bool:
+        return (model_folder(self.folder) / "generator.json").is_file()
+
     def train_denoiser(self) -> None:
-        """Stage `denoiser`; the run folder is a usable model from its first validation on."""
+        """Stage `denoiser`; the run folder has a usable model from its first validation on."""
         plan = self.plan.denoiser
-        autoencoder = self._autoencoder()
+        if finished(self.folder, "denoiser", plan.steps) and self._has_model():
+            return
         denoiser = self._build(Denoiser, "denoiser")
-        generator = Generator(self._config(), denoiser, autoencoder)
+        generator = Generator(self._config(), denoiser, self._autoencoder())
         self._measure_latents(generator)
-        val_scans, device = self.val or self.train, self.accelerator.device
-
-        def preview(step: int, picture: Path) -> None:
-            generator.save_pretrained(self.folder)
-            write_card(generator, self.folder)
-            preview_images(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
-
-        self._train_denoiser("denoiser", denoiser, plan, generator, preview)
+        self._train_denoiser("denoiser", denoiser, plan, generator, preview_images)
 
     def train_label(self) -> None:
-        """Stage `label`: adds a label generator to the model in the run folder."""
+        """Stage `label`: adds a label generator to the model."""
         plan = self.plan.label
         if plan is None:
             return
-        val_scans, device = self.val or self.train, self.accelerator.device
-        generator = Generator.from_pretrained(self.folder, device=device)
+        self._require("denoiser", self.plan.denoiser.steps)
+        generator = Generator.from_pretrained(model_folder(self.folder), device=self.accelerator.device)
+        if generator.label_denoiser is not None and finished(self.folder, "label", plan.steps):
+            return
         generator.config.label_objective = plan.objective
         generator.config.label_stride = self.plan.label_stride
-        denoiser = generator.label_denoiser = self._build(Denoiser, "label")
-
-        def preview(step: int, picture: Path) -> None:
-            generator.save_pretrained(self.folder)
-            write_card(generator, self.folder)
-            preview_labels(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
-
-        self._train_denoiser("label", denoiser, plan, generator, preview)
+        generator.label_denoiser = self._build(Denoiser, "label")
+        self._train_denoiser("label", generator.label_denoiser, plan, generator, preview_labels)
 
     def _train_denoiser(
         self,
         name: Literal["denoiser", "label"],
         denoiser: Denoiser,
-        plan: DenoiserPlan,
+        plan: DiffusionPlan,
         generator: Generator,
-        preview: Callable[[int, Path], None],
+        draw: Callable[..., None],
     ) -> None:
+        val_scans, device = self.val or self.train, self.accelerator.device
+
+        def preview(step: int, picture: Path) -> None:
+            self._save(generator)
+            draw(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
+
         if plan.gradient_checkpointing:
             denoiser.checkpoint_blocks()
         kind = "scans" if name == "denoiser" else "labels"
@@ -377,3 +452,6 @@ class _Run:
             seed=self.seed,
         )
         self._loop(stage, plan.batch_size)
+        if self.accelerator.is_main_process:
+            self._save(generator)
+        self.accelerator.wait_for_everyone()

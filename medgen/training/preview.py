@@ -20,13 +20,22 @@ from medgen.training.cache import CachedScan, crop_to, read_scan
 SHOWN = 4
 
 
+def _choose(scans: Sequence[CachedScan]) -> list[CachedScan]:
+    """A few scans from the whole set: neighbors in it are often slices of one patient."""
+    return [scans[index * len(scans) // SHOWN] for index in range(SHOWN)] if len(scans) > SHOWN else list(scans)
+
+
 def _load(generator: Generator, scans: Sequence[CachedScan]) -> dict[str, torch.Tensor]:
-    rows = [crop_to(read_scan(scan), generator.config.size, None) for scan in scans[:SHOWN]]
+    rows = [crop_to(read_scan(scan), generator.config.size, None) for scan in scans]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _captions(*kinds: str, scans: Sequence[CachedScan]) -> list[str]:
-    return [f"{kind} {scan.case}" for kind in kinds for scan in scans[:SHOWN]]
+    return [f"{kind} {scan.case}" for kind in kinds for scan in scans]
+
+
+def _names(generator: Generator) -> list[str]:
+    return [name for _, name in sorted(generator.config.class_names.items())]
 
 
 @torch.no_grad()
@@ -49,6 +58,7 @@ def preview_images(
         seed: Root of the noise, the same at each validation.
         device: Where the networks are.
     """
+    scans = _choose(scans)
     real = _load(generator, scans)
     label = real["label"].long()
     condition = Condition(one_hot(label, generator.num_classes, valid=real["valid"]).to(device))
@@ -58,7 +68,8 @@ def preview_images(
     with autocast(device, precision):
         image = generator.decode(sample(guided, noise, objective=generator.config.objective)).cpu()
     captions = _captions("real", "synthetic", scans=scans)
-    sample_grid(torch.cat([real["image"], image]), torch.cat([label, label]), picture, captions=captions)
+    labels = torch.cat([label, label])
+    sample_grid(torch.cat([real["image"], image]), labels, picture, captions=captions, class_names=_names(generator))
 
 
 @torch.no_grad()
@@ -87,6 +98,7 @@ def preview_labels(
     objective = generator.config.label_objective
     if objective is None:
         raise ValueError("expected a model with a label generator, got one without")
+    scans = _choose(scans)
     real = _load(generator, scans)
     valid = real["valid"][:, None].float().to(device)
     seeds = [derive_seed(seed, "preview", index) for index in range(len(valid))]
@@ -95,4 +107,5 @@ def preview_labels(
         drawn = sample(lambda x, t: generator.denoise_label(x, t, valid), noise, objective=objective)
     label = torch.cat([real["label"].long(), generator.decode_label(drawn).long().cpu()])
     shade = label.float() / max(generator.num_classes - 1, 1) * 2 - 1
-    sample_grid(shade[:, None], label, picture, captions=_captions("real", "generated", scans=scans))
+    captions = _captions("real", "generated", scans=scans)
+    sample_grid(shade[:, None], label, picture, captions=captions, class_names=_names(generator))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from medgen.provenance import atomic_path
@@ -27,8 +25,4 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict
     # A copy in row-major order: safetensors refuses other layouts and shared memory.
     plain = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(plain, temporary, metadata=metadata)
-        except SafetensorError as error:  # it hides the number of the system's error in its text
-            full = any(sign in str(error) for sign in ("os error 28", "os error 122", "os error 27"))
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
+        save_file(plain, temporary, metadata=metadata)

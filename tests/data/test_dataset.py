@@ -450,6 +450,22 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image column": (lambda root: write(root / "metadata.csv", "id,scan\na,b\n"), "expected a column named image"),
     "no image in a row": (lambda root: write(root / "metadata.csv", "id,image\na,\n"), "line 2: expected a file"),
     "ragged row": (lambda root: write(root / "metadata.csv", "id,image\na,b,c\n"), "line 2: expected 2 columns"),
+    "a name that leads out of a folder": (
+        lambda root: write(root / "metadata.csv", "id,image\n../../up,a.png\n"),
+        r"metadata\.csv: expected identifiers of cases that can be file names .*, got '\.\./\.\./up'",
+    ),
+    "an absolute path as a name": (
+        lambda root: write(root / "metadata.jsonl", '{"id": "/etc/x", "image": "a.png"}'),
+        r"metadata\.jsonl: expected identifiers .*, got '/etc/x'",
+    ),
+    "a name that leads out of a folder in nnU-Net's list": (
+        lambda root: edit(nnunet_v2(root), dataset={"../x": {"images": [], "label": ""}}),
+        r"dataset\.json: expected identifiers .*, got '\.\./x'",
+    ),
+    "a hidden name": (
+        lambda root: write(root / "metadata.csv", "id,image\n.x,a.png\n"),
+        r"metadata\.csv: expected identifiers .*, got '\.x'",
+    ),
     "no rows": (lambda root: write(root / "metadata.csv", "id,image\n"), "at least one row"),
     "broken line": (lambda root: write(root / "metadata.jsonl", '{"image": 1'), "one JSON object per line"),
     "no object": (lambda root: write(root / "metadata.jsonl", "[1]"), "line 1: expected a JSON object"),

@@ -258,7 +258,8 @@ def test_a_full_disk_leaves_finished_cases_and_no_half_one(tmp_path: Path) -> No
     root = export_volumes(tmp_path)
     before = {name: (root / name).read_bytes() for name in files(root)}
     large = Grid((40, 40, 40), AFFINE)
-    with full_disk(4096), pytest.raises(OSError, match=r"full disk.*finished files are kept.*case_2_0000\.nii\.gz"):
+    message = r"case_2_0000\.nii\.gz: .*full disk.*finished work is kept"
+    with full_disk(4096), pytest.raises(BadInputError, match=message):
         write_case(root, "case_2", scan(large), labels(large), large, image_dtype="float32")
     assert {name: (root / name).read_bytes() for name in files(root)} == before
 

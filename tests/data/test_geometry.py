@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import nibabel as nib
@@ -246,17 +245,6 @@ def test_accepts_leading_axes_numpy_integers_and_half_precision() -> None:
     assert moved.dtype == torch.float32
     torch.testing.assert_close(moved, to_model(batch, placement, mode="linear", padding="constant"))
     torch.testing.assert_close(moved[1, 2], to_model(batch[1, 2], placement, mode="linear", padding="constant"))
-
-
-def test_the_record_is_json_and_places_the_scan_again() -> None:
-    grid = Grid((4, 5, 6), oblique_affine("SAL"))
-    record = json.loads(json.dumps(place(grid, spacing=(1, 1, 1), divisor=8).to_dict()))
-    again = place(
-        Grid(tuple(record["source_shape"]), np.array(record["source_affine"])),
-        spacing=record["spacing"], orientation=record["orientation"], min_size=record["shape"],
-    )  # fmt: skip
-    assert list(again.shape) == record["shape"]
-    np.testing.assert_allclose(again.affine, record["affine"])
 
 
 @pytest.mark.parametrize(

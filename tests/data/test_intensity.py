@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -67,11 +65,6 @@ def test_a_narrow_range_far_from_zero_keeps_its_levels() -> None:
     model = fitted.forward(image).flatten()
     torch.testing.assert_close(model, torch.linspace(-1, 1, 64), atol=1e-6, rtol=0)
     assert torch.equal(fitted.inverse(fitted.forward(image)), image)
-
-
-def test_a_map_survives_json() -> None:
-    fitted = Normalization().fit(scan())
-    assert IntensityMap.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
 
 
 def test_a_map_refuses_another_number_of_channels() -> None:

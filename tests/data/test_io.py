@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from medgen.data.io import read_grid, read_image, read_label, write_bytes, write_image, write_label
+from medgen.data.io import read_grid, read_image, read_label, write_image, write_label
 from medgen.types import BadInputError, Grid
 
 OBLIQUE = np.array([[-0.9, 0.2, 0.3, 90.0], [0.25, 1.1, -0.6, -120], [0.1, 0.4, 2.9, 33], [0, 0, 0, 1]])
@@ -440,27 +438,6 @@ def test_images_that_are_not_finite_or_off_their_grid_are_not_written(tmp_path: 
         write_label(tmp_path / "a.png", torch.zeros(2, 3, dtype=torch.int16), grid)
     with pytest.raises(ValueError, match=r"a\.png: expected integer classes from 0 to 32767"):
         write_label(tmp_path / "a.png", torch.zeros(2, 2), grid)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
-def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
-    path = tmp_path / "a.nii.gz"
-    path.write_bytes(b"finished work")
-    (tmp_path / f".a.nii.gz.{os.getpid()}.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"expected 9 bytes of free space, got a full disk.*a\.nii\.gz") as caught:
-        write_bytes(path, b"new bytes")
-    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
-    assert path.read_bytes() == b"finished work"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.nii.gz"]
-
-
-def test_a_written_file_is_never_seen_half_done(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    write_bytes(path, b"old")
-    with open(path, "rb") as reader:
-        write_bytes(path, b"new content")
-        assert reader.read() == b"old"  # the open file is another one: it was replaced, not written over
-    assert path.read_bytes() == b"new content" and len(list(tmp_path.iterdir())) == 1
 
 
 MARK = "medgen synthetic, not a patient"

@@ -222,12 +222,11 @@ def test_multistep_samplers_equal_diffusers(sampler, scheduler, prediction, step
     torch.testing.assert_close(ours, by_diffusers(theirs, noise_like(), objective), atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 7, 20])
-def test_euler_and_its_shift_equal_the_flow_scheduler_of_diffusers(steps, shift):
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+def test_euler_equals_the_flow_scheduler_of_diffusers(steps):
+    scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
-    ours = sample(smooth, noise_like(), objective=FLOW, sampler="euler", num_inference_steps=steps, shift=shift)
+    ours = sample(smooth, noise_like(), objective=FLOW, sampler="euler", num_inference_steps=steps)
     torch.testing.assert_close(ours, by_diffusers(scheduler, noise_like(), FLOW), atol=1e-5, rtol=1e-5)
 
 
@@ -262,9 +261,6 @@ def test_flow_dpm_solver_from_pure_noise_equals_diffusers_on_the_same_grid(spaci
         (V, {"spacing": "linspace"}, r"spacing: expected 'default' or one of \('lu', 'karras', 'uniform'\)"),
         (V, {"num_inference_steps": 0}, r"num_inference_steps: expected 1 to 1000, .* got 0"),
         (FLOW, {"num_inference_steps": 1001}, r"num_inference_steps: expected 1 to 1000, .* got 1001"),
-        (FLOW, {"spacing": "karras", "shift": 3.0}, r"shift: expected 1, .* with spacing 'uniform'"),
-        (V, {"spacing": "uniform", "shift": 3.0}, r"shift: expected 1, .* got 3.0 for v_prediction"),
-        (FLOW, {"spacing": "uniform", "shift": -1.0}, r"shift: expected 1, or a positive number"),
     ],
 )
 def test_what_is_not_offered_is_refused_with_what_is(objective, arguments, message):

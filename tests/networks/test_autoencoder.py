@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from medgen.networks import Autoencoder
-from medgen.networks.autoencoder import ChannelNorm
+from medgen.networks.autoencoder import KEPT_BYTES, ChannelNorm
+from medgen.types import BadInputError
 
 
 @pytest.fixture(params=[2, 3])
@@ -34,8 +36,9 @@ def test_channel_norm_equals_torch_rms_norm():
 def test_tiles_decode_to_the_whole_including_their_borders(autoencoder):
     latents = latents_for(autoencoder, 24)
     whole = autoencoder.decode(latents)
-    per_voxel = autoencoder._decode_bytes_per_latent_voxel(latents)
-    bound = (2 * autoencoder.decoder_radius + 4) ** autoencoder.config["spatial_dims"] * per_voxel / 1e9
+    per_voxel = autoencoder._decode_bytes_per_latent_voxel()
+    bound = (2 * autoencoder.decoder_radius + 6) ** autoencoder.config["spatial_dims"] * per_voxel / 1e9
+    bound += (4 * whole.numel() + KEPT_BYTES) / 1e9
     tiled = autoencoder.decode(latents, max_memory_gb=bound * 1.01)
     assert tiled.shape == whole.shape
     assert (tiled - whole).abs().max() < 1e-4 * whole.abs().max()
@@ -52,8 +55,35 @@ def test_one_latent_voxel_reaches_no_further_than_the_stated_radius(autoencoder)
 
 
 def test_a_memory_bound_that_is_too_small_says_the_least_that_works(autoencoder):
-    with pytest.raises(ValueError, match=r"expected max_memory_gb of at least 0\.\d+"):
+    with pytest.raises(BadInputError, match=r"max_memory_gb: expected at least 0\.\d+ for scans of"):
         autoencoder.decode(latents_for(autoencoder, 40), max_memory_gb=1e-9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure the peak of a process")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_decode_by_tiles_stays_within_its_memory_bound(precision):
+    script = """
+import sys, torch
+from pathlib import Path
+from medgen.networks import Autoencoder
+from medgen.precision import autocast, memory_format
+def held(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
+torch.set_num_threads(1)
+network = Autoencoder(channels=(16, 16), latent_channels=4).eval()
+if sys.argv[1] == "bf16":
+    network.to(memory_format=memory_format(3))
+with torch.inference_mode(), autocast("cpu", sys.argv[1]):
+    network.decode(torch.zeros(1, 4, 8, 8, 8))
+    latents = torch.randn(1, 4, 48, 48, 48)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = held("VmRSS")
+    network.decode(latents, max_memory_gb=0.2)
+print(held("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, precision], check=True, capture_output=True, text=True)
+    assert 0.02 < float(done.stdout) < 0.2  # the whole decode takes 0.25 GB
 
 
 def test_sizes_that_do_not_divide_are_refused(autoencoder):

@@ -67,6 +67,19 @@ def test_other_dimensions_and_unknown_spacing_are_refused(
         find_labels(tmp_path, make_generator(2, spacing=(1.0, 1.0)).config)
 
 
+def test_a_volume_that_does_not_say_how_it_lies_is_refused_where_the_model_has_an_orientation(
+    make_generator: Callable[..., Generator], tmp_path: Path
+) -> None:
+    array = np.zeros((8, 8, 8), dtype=np.uint8)
+    array[2:6, 2:6, 2:6] = 1
+    image = nib.Nifti1Image(array, None)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(BadInputError, match=r"a\.nii\.gz: expected a volume that states its orientation.* to RAS"):
+        find_labels(tmp_path, make_generator(3, spacing=None).config)
+    assert find_labels(tmp_path, make_generator(3, spacing=None, orientation=None).config)[0]
+
+
 def test_a_folder_where_nothing_fits_is_an_error_even_when_skipping(
     make_generator: Callable[..., Generator], tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ def test_a_replay_gives_the_same_voxels(
     model_3d: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthesize(tmp_path / "a", model=str(model_3d), num_samples=5, batch_size=3, precision=precision, **FAST)
-    synthesize(tmp_path / "b", replay=tmp_path / "a" / "manifest.jsonl")
+    synthesize(tmp_path / "b", model=str(model_3d), replay=tmp_path / "a" / "manifest.jsonl")
     first, again = images(tmp_path / "a"), images(tmp_path / "b")
     assert len(first) == 10
     assert first.keys() == again.keys()
@@ -39,7 +39,7 @@ def test_one_line_of_a_manifest_can_be_replayed_alone(model_3d: Path, labels_3d:
     synthesize(tmp_path / "a", model=str(model_3d), labels=labels_3d, num_samples=4, batch_size=4, **FAST)
     line = (tmp_path / "a" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[3]
     (tmp_path / "one.jsonl").write_text(line + "\n", encoding="utf-8")
-    records = synthesize(tmp_path / "b", replay=tmp_path / "one.jsonl")
+    records = synthesize(tmp_path / "b", model=str(model_3d), labels=labels_3d, replay=tmp_path / "one.jsonl")
     assert [record.case for record in records] == ["synthetic_00003"]
     first, again = images(tmp_path / "a"), images(tmp_path / "b")
     assert len(again) == 2
@@ -58,9 +58,12 @@ def test_deformed_labels_are_replayed_too_even_from_a_moved_folder(
     moved = tmp_path / "elsewhere"
     shutil.move(labels_3d, moved)
     manifest = tmp_path / "a" / "manifest.jsonl"
+    again = {"model": str(model_3d), "replay": manifest}
+    with pytest.raises(BadInputError, match=r"expected the folder of its label maps \(case_0\.nii\.gz, .*--labels"):
+        synthesize(tmp_path / "b", **again)
     with pytest.raises(BadInputError, match=r"case_0\.nii\.gz: expected the label map that .*, got no such file"):
-        synthesize(tmp_path / "b", replay=manifest)
-    synthesize(tmp_path / "b", replay=manifest, labels=moved)
+        synthesize(tmp_path / "b", **again, labels=labels_3d)
+    synthesize(tmp_path / "b", **again, labels=moved)
     first, again = images(tmp_path / "a"), images(tmp_path / "b")
     assert not np.array_equal(first["synthetic_00000.nii.gz"], array)
     assert all(np.array_equal(first[name], again[name]) for name in first)
@@ -73,7 +76,7 @@ def test_the_recorded_number_of_threads_is_restored_for_the_replay_only(model_3d
         synthesize(tmp_path / "a", model=str(model_3d), num_samples=1, **FAST)
     finally:
         torch.set_num_threads(before)
-    records = synthesize(tmp_path / "b", replay=tmp_path / "a" / "manifest.jsonl")
+    records = synthesize(tmp_path / "b", model=str(model_3d), replay=tmp_path / "a" / "manifest.jsonl")
     assert records[0].runtime["threads"] == 2
     assert torch.get_num_threads() == before
 
@@ -90,12 +93,22 @@ def test_a_changed_label_map_or_model_is_refused(
     with pytest.raises(
         BadInputError, match=r"expected the model with SHA-256 .* Name the model that made the manifest"
     ):
-        synthesize(tmp_path / "b", replay=manifest, model=str(tmp_path / "other"))
+        synthesize(tmp_path / "b", replay=manifest, labels=labels_3d, model=str(tmp_path / "other"))
+    with pytest.raises(BadInputError, match=r"expected its model 'tiny-3d' by that name, got none .* with --model"):
+        synthesize(tmp_path / "b", replay=manifest, labels=labels_3d)
     label = nib.load(labels_3d / "case_0.nii.gz")
     nib.save(nib.Nifti1Image(np.flip(label.dataobj, 0), label.affine), labels_3d / "case_0.nii.gz")
     with pytest.raises(BadInputError, match=r"case_0\.nii\.gz: expected the label map .* got another"):
-        synthesize(tmp_path / "b", replay=manifest)
+        synthesize(tmp_path / "b", replay=manifest, labels=labels_3d, model=str(model_3d))
     assert not (tmp_path / "b").exists()
+
+
+def test_a_manifest_of_another_version_is_one_clear_error(model_3d: Path, tmp_path: Path) -> None:
+    synthesize(tmp_path / "a", model=str(model_3d), num_samples=1, **FAST)
+    line = (tmp_path / "a" / "manifest.jsonl").read_text(encoding="utf-8").replace('"file"', '"path"')
+    (tmp_path / "old.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"old\.jsonl: expected 'file' in the record of synthetic_00000, got none"):
+        synthesize(tmp_path / "b", model=str(model_3d), replay=tmp_path / "old.jsonl")
 
 
 def test_a_replay_that_differs_says_so(model_3d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +120,7 @@ def test_a_replay_that_differs_says_so(model_3d: Path, tmp_path: Path, capsys: p
     for line in changed:
         line["runtime"]["versions"]["torch"] = "1.0"
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed), encoding="utf-8")
-    synthesize(tmp_path / "b", replay=tmp_path / "m.jsonl")
+    synthesize(tmp_path / "b", model=str(model_3d), replay=tmp_path / "m.jsonl")
     said = capsys.readouterr().out
     assert "WARNING: only 1 of 2 equal the replayed manifest voxel for voxel; different: synthetic_00001" in said
     assert "'torch': '1.0'" in said
@@ -134,7 +147,7 @@ def test_an_empty_or_mixed_manifest_is_refused(model_3d: Path, tmp_path: Path) -
 
 def test_a_replay_without_an_output_goes_beside_the_run(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
     synthesize(tmp_path / "a", model=str(model_3d), labels=labels_3d, num_samples=1, num_inference_steps=2)
-    records = synthesize(replay=tmp_path / "a" / "manifest.jsonl")
+    records = synthesize(replay=tmp_path / "a" / "manifest.jsonl", model=str(model_3d), labels=labels_3d)
     assert (tmp_path / "a_replay" / "manifest.jsonl").exists()
     assert len(records) == 1
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -54,7 +55,7 @@ def test_the_folder_is_a_readable_data_set_that_says_it_is_synthetic(
     assert [sample.case for sample in load_cases(dataset, dataset.cases)] == [f"synthetic_{i:05d}" for i in range(5)]
     assert records == read_manifest(out / "manifest.jsonl")
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [Path(line["label"]["path"]).name for line in lines] == [f"case_{i % 3}.nii.gz" for i in range(5)]
+    assert [line["label"]["file"] for line in lines] == [f"case_{i % 3}.nii.gz" for i in range(5)]
     assert len({line["seed"] for line in lines}) == 5
     for line in lines:
         assert line["synthetic"] is True
@@ -79,9 +80,9 @@ def test_the_saved_arguments_are_a_config_that_gives_the_same_scans(
     from medgen.cli import parse
 
     synthesize(tmp_path / "a", model=str(model_3d), labels=labels_3d, **FAST)
-    synthesize(
-        **parse("synthesize", ["--config", str(tmp_path / "a" / "synthesize.yaml"), "--output", str(tmp_path / "b")])
-    )
+    folders = {"model": model_3d, "labels": labels_3d, "output": tmp_path / "b"}
+    words = [word for name, folder in folders.items() for word in (f"--{name}", str(folder))]
+    synthesize(**parse("synthesize", ["--config", str(tmp_path / "a" / "synthesize.yaml"), *words]))
     first, second = voxels(tmp_path / "a"), voxels(tmp_path / "b")
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
@@ -128,6 +129,26 @@ def test_deformed_labels_are_new_and_keep_every_class(make_generator: Callable[.
     assert all("rotation" in record.label["deformation"] for record in read_manifest(out / "manifest.jsonl"))
 
 
+def test_a_crowd_of_touching_parts_is_deformed_without_counting_them(
+    make_generator: Callable[..., Generator], tmp_path: Path
+) -> None:
+    """Cells that nearly touch merge and part under any deformation, so their number cannot be kept."""
+    make_generator(2).save_pretrained(tmp_path / "m")
+    (tmp_path / "labels").mkdir()
+    cells = np.zeros((48, 48), dtype=np.uint8)
+    for row in range(2, 44, 6):
+        for column in range(2, 44, 6):
+            cells[row : row + 5, column : column + 5] = 1  # one pixel of ground between any two
+    Image.fromarray(cells).save(tmp_path / "labels" / "a.png")
+    out = tmp_path / "out"
+    records = synthesize(
+        out, model=str(tmp_path / "m"), labels=tmp_path / "labels", label_source="deform", num_samples=2, **FAST
+    )
+    assert [record.label["keep_components"] for record in records] == [False, False]
+    made = np.asarray(Image.open(out / "labelsTr" / "synthetic_00000.png"))
+    assert abs(int((made > 0).sum()) / int(cells.sum()) - 1) < 0.3
+
+
 @pytest.mark.parametrize(("channels", "dtype", "mode"), [(1, "uint16", "I;16"), (3, "uint8", "RGB")])
 def test_pictures_are_written_as_png_of_the_training_sets_kind(
     make_generator: Callable[..., Generator], tmp_path: Path, channels: int, dtype: str, mode: str
@@ -169,8 +190,15 @@ def test_a_killed_run_continues_to_the_same_voxels(model_3d: Path, labels_3d: Pa
     assert sorted(path.name for path in cut.rglob("*")) == sorted(path.name for path in whole.rglob("*"))
 
 
-def test_a_damaged_scan_is_made_again(model_3d: Path, tmp_path: Path) -> None:
-    first = synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST)
+def test_a_damaged_scan_is_made_again_with_the_threads_that_the_run_began_with(model_3d: Path, tmp_path: Path) -> None:
+    """Their number decides the rounding; the process that goes on may have another one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST)
+    finally:
+        torch.set_num_threads(before)
+    assert first[0].runtime["threads"] == 2
     victim = tmp_path / "out" / "imagesTr" / "synthetic_00001_0000.nii.gz"
     victim.write_bytes(victim.read_bytes()[:50])
     assert synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST) == first
@@ -224,11 +252,27 @@ def test_skipped_label_maps_are_listed_and_the_rest_is_made(model_3d: Path, labe
     (labels_3d / "case_1.nii.gz").write_bytes(b"no image")
     out = tmp_path / "out"
     records = synthesize(out, model=str(model_3d), labels=labels_3d, skip_bad=True, **FAST)
-    assert [Path(record.label["path"]).name for record in records] == ["case_0.nii.gz", "case_2.nii.gz"]
+    assert [record.label["file"] for record in records] == ["case_0.nii.gz", "case_2.nii.gz"]
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert [item["case"] for item in rejected] == ["case_1"]
     assert "case_1.nii.gz" in rejected[0]["reason"]
     assert "## Left out (1)" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_file_of_the_output_says_where_things_lie_on_this_machine(
+    model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    (labels_3d / "case_1.nii.gz").write_bytes(b"no image")
+    synthesize(tmp_path / "a", model=str(model_3d), labels=labels_3d, skip_bad=True, **FAST)
+    synthesize(replay=tmp_path / "a" / "manifest.jsonl", model=str(model_3d), labels=labels_3d)
+    texts = [path for path in tmp_path.glob("a*/*.*") if path.suffix != ".png"]
+    assert {path.name for path in texts} >= {"manifest.jsonl", "synthesize.yaml", "dataset.json", "rejected.jsonl"}
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        assert str(tmp_path) not in text, path
+        assert str(model_3d.parent) not in text, path
+    assert "case_1.nii.gz" in (tmp_path / "a" / "rejected.jsonl").read_text()
+    assert "| Model | `tiny-3d`, SHA-256" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_label_that_no_deformation_keeps_is_left_out_when_asked(
@@ -236,11 +280,12 @@ def test_a_label_that_no_deformation_keeps_is_left_out_when_asked(
 ) -> None:
     make_generator(2).save_pretrained(tmp_path / "m")
     (tmp_path / "labels").mkdir()
-    good, dust = np.zeros((32, 32), dtype=np.uint8), np.zeros((32, 32), dtype=np.uint8)
+    good, sieve = np.zeros((32, 32), dtype=np.uint8), np.zeros((32, 32), dtype=np.uint8)
     good[8:16, 8:24], good[16:24, 8:24] = 1, 2
-    dust[2::4, 2::4], dust[::4, ::4] = 1, 2  # single pixels everywhere: one of 100 is always lost
+    sieve[2:30, 2:30] = 1
+    sieve[4:28:3, 4:28:3] = 0  # holes of one pixel: one of 64 is always lost
     Image.fromarray(good).save(tmp_path / "labels" / "a.png")
-    Image.fromarray(dust).save(tmp_path / "labels" / "b.png")
+    Image.fromarray(sieve).save(tmp_path / "labels" / "b.png")
     arguments = {"model": str(tmp_path / "m"), "labels": tmp_path / "labels", "label_source": "deform", **FAST}
     with pytest.raises(BadInputError, match=r"b\.png"):
         synthesize(tmp_path / "strict", **arguments)

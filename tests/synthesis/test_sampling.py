@@ -41,6 +41,27 @@ def test_a_scan_depends_on_its_seed_and_not_on_its_company(
     assert (first - second).abs().max() > 0.05 * RANGE
 
 
+@pytest.mark.parametrize("matmul", ["highest", "high"])
+def test_float32_is_float32_while_sampling_and_as_it_was_afterwards(
+    make_generator: Callable[..., Generator], matmul: str
+) -> None:
+    """The default of torch lets GPUs round it to 10 bits, which moves a scan by more than 1e-3."""
+
+    def settings() -> tuple[str, str]:
+        return torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
+
+    before, seen = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        outside = settings()
+        next(iter_samples(make_generator(2), plan_samples(1), SETTINGS, on_step=lambda _: seen.append(settings())))
+        assert set(seen) == {("ieee", "highest")}
+        assert settings() == outside == ("tf32", matmul)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_samples_come_lazily(make_generator: Callable[..., Generator]) -> None:
     steps: list[int] = []
     stream = iter_samples(make_generator(2), plan_samples(10**5), SETTINGS, batch_size=2, on_step=steps.append)

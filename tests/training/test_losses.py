@@ -37,13 +37,13 @@ def test_augmentation_moves_image_and_label_together_and_never_mirrors():
     label[4:10, 8:16, 8:16] = 1  # off center along the first axis: a mirrored copy would be seen
     tensors = {"image": label[None] * 2.0 - 1, "label": label, "valid": torch.ones(24, 24, 24, dtype=torch.bool)}
     plan = DenoiserPlan(rotation=10, scaling=0.1)
-    moved = [augment(tensors, plan, seed) for seed in range(6)]
+    moved = [augment(tensors, plan, seed, (1.0, 1.0, 1.0)) for seed in range(6)]
     for row in moved:
         agree = ((row["image"][0] > 0) == (row["label"] > 0)).float().mean()
         assert agree > 0.99
         assert row["label"][:12].sum() > 5 * row["label"][12:].sum()
     assert not torch.equal(moved[0]["label"], moved[1]["label"])
-    assert torch.equal(augment(tensors, plan, 3)["image"], moved[3]["image"])
+    assert torch.equal(augment(tensors, plan, 3, (1.0, 1.0, 1.0))["image"], moved[3]["image"])
 
 
 def test_crops_keep_tensors_together_and_leave_short_axes_whole():

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from medgen.generator import Generator
-from medgen.planning import AutoencoderPlan, DenoiserPlan, Plan, write_plan
+from medgen.planning import AutoencoderPlan, DenoiserPlan, LabelPlan, Plan, write_plan
 from medgen.training import train
 from medgen.training.loop import learning_rate, sample_index
 from medgen.types import BadInputError
@@ -51,17 +54,19 @@ def make_folder(folder: Path, spatial_dims: int, count: int = 6) -> Path:
     return folder
 
 
+SMALL = {
+    "channels": (8, 16),
+    "attention_levels": (False, True),
+    "num_res_blocks": 1,
+    "num_head_channels": 8,
+    "mask_channels": 4,
+    "batch_size": 2,
+    "steps": 8,
+    "variants": 2,
+}
+
+
 def tiny_plan(spatial_dims: int, **changes) -> Plan:
-    denoiser = DenoiserPlan(
-        channels=(8, 16),
-        attention_levels=(False, True),
-        num_res_blocks=1,
-        num_head_channels=8,
-        mask_channels=4,
-        batch_size=2,
-        steps=8,
-        variants=2,
-    )
     values = {
         "name": "tiny",
         "spatial_dims": spatial_dims,
@@ -78,8 +83,8 @@ def tiny_plan(spatial_dims: int, **changes) -> Plan:
             adversarial_start=4,
             discriminator_channels=4,
         ),
-        "denoiser": denoiser,
-        "label": denoiser,
+        "denoiser": DenoiserPlan(**SMALL),
+        "label": LabelPlan(**SMALL),
         "precision": "fp32",
         "validate_every": 4,
         "checkpoint_every": 3,
@@ -128,8 +133,6 @@ def test_a_folder_becomes_a_model_with_logs_and_pictures(tmp_path, spatial_dims)
 
 def test_latents_of_the_training_set_have_unit_variance(tmp_path):
     output = train(make_folder(tmp_path / "data", 2), tmp_path / "run", plan=tiny_plan(2, label=None))
-    from safetensors.torch import load_file
-
     files = sorted((output / "cache").glob("denoiser-*/*.safetensors"))
     train_rows = [load_file(file)["x"] for file in files if len(load_file(file)["x"]) == 2]
     latents = torch.cat([rows[:1] for rows in train_rows]).float().movedim(1, 0).flatten(1)
@@ -162,6 +165,49 @@ def test_a_killed_run_ends_with_the_same_losses_as_one_left_alone(tmp_path):
     assert one.weights_hash == other.weights_hash
 
 
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_kill_while_the_label_generator_is_added_leaves_a_model_that_loads(tmp_path):
+    data, output, plan = make_folder(tmp_path / "data", 2), tmp_path / "run", tmp_path / "plan.yaml"
+    long = LabelPlan(**SMALL | {"steps": 400})
+    write_plan(tiny_plan(2, autoencoder=None, label=long, validate_every=2, checkpoint_every=1), plan)
+    for _ in range(2):  # the second kill also hits a model that has a label generator already
+        process = start(launch(data, output, plan))
+        log, before = output / "logs" / "label.jsonl", -1
+        while process.poll() is None:
+            if before < 0 and log.exists():
+                before = log.read_text().count("\n")
+            time.sleep(0.002)
+            if before >= 0 and log.read_text().count("\n") > before and list((output / "model").glob(".*.partial")):
+                process.kill()  # in the middle of a save
+                process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert Generator.from_pretrained(output / "model").denoiser is not None
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits the files of another process")
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
+    data, output, plan = make_folder(tmp_path / "data", 2), tmp_path / "run", tmp_path / "plan.yaml"
+    long = DenoiserPlan(**SMALL | {"steps": 400})
+    write_plan(tiny_plan(2, autoencoder=None, denoiser=long, label=None, validate_every=400), plan)
+    process = subprocess.Popen(launch(data, output, plan), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = output / "checkpoints" / "denoiser" / "step_00000003.safetensors"
+    while process.poll() is None and not first.exists():
+        time.sleep(0.005)
+    size = first.stat().st_size
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    message = process.communicate(timeout=120)[1].splitlines()[-1]
+    assert process.returncode == 2
+    assert re.match(
+        r"medgen train: .*step_\d+\.safetensors: expected free disk space, got a full disk \(.*\)\. Free", message
+    )
+    left = sorted((output / "checkpoints" / "denoiser").iterdir())
+    assert left
+    assert all(path.name.startswith("step_") and load_file(path) for path in left)
+
+
 def test_two_processes_learn_what_one_learns(tmp_path):
     data = make_folder(tmp_path / "data", 2)
     plan = tmp_path / "plan.yaml"
@@ -171,20 +217,6 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     for stage, key in (("autoencoder", "l1"), ("denoiser", "loss")):
         one, two = ([row[key] for row in losses(tmp_path / name, stage)] for name in ("one", "two"))
         np.testing.assert_allclose(two, one, rtol=1e-3)
-
-
-def test_another_plan_in_the_same_folder_is_refused(tmp_path):
-    data = make_folder(tmp_path / "data", 2)
-    train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=1)
-    with pytest.raises(BadInputError, match=r"expected an empty folder or this very run, got a run with another plan"):
-        train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=2)
-
-
-def test_a_folder_of_other_files_is_left_alone(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("mine")
-    with pytest.raises(BadInputError, match="got one with other files"):
-        train(make_folder(tmp_path / "data", 2), tmp_path / "run", plan=tiny_plan(2), max_steps=1)
 
 
 def test_every_epoch_visits_every_sample_once_in_a_new_order():

@@ -1,0 +1,314 @@
+"""Run folders: what may be continued in them, what is refused, and what a kill or a dry run leaves."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medgen import cli
+from medgen.generator import Generator
+from medgen.planning import AutoencoderPlan, DenoiserPlan, LabelPlan, Plan, read_plan, write_plan
+from medgen.training import train
+from medgen.training.autoencoder import AutoencoderStage
+from medgen.training.denoiser import DenoiserStage
+from medgen.types import BadInputError
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder, rng = tmp_path / "data", np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for index in range(4):
+        label = np.zeros((16, 16), np.uint8)
+        label[4:12, 4 + index : 12] = 1
+        Image.fromarray(rng.integers(50, 100, (16, 16)).astype(np.uint8) + 80 * label).save(
+            folder / "images" / f"case_{index}.png"
+        )
+        Image.fromarray(label).save(folder / "labels" / f"case_{index}.png")
+    (folder / "val.txt").write_text("case_3\n")
+    return folder
+
+
+def tiny(**changes) -> Plan:
+    network = {
+        "channels": (8, 8),
+        "attention_levels": (False, False),
+        "num_res_blocks": 1,
+        "num_head_channels": 8,
+        "mask_channels": 4,
+        "batch_size": 2,
+        "steps": 4,
+        "variants": 2,
+    }
+    values = {
+        "name": "tiny",
+        "spatial_dims": 2,
+        "channel_names": {0: "image"},
+        "class_names": {0: "background", 1: "box"},
+        "size": (16, 16),
+        "image_dtype": "uint8",
+        "autoencoder": AutoencoderPlan(
+            channels=(8, 8),
+            latent_channels=2,
+            patch_size=(16, 16),
+            batch_size=2,
+            steps=4,
+            adversarial_weight=0.0,
+            feature_weight=0.0,
+        ),
+        "denoiser": DenoiserPlan(**network),
+        "label": LabelPlan(**network),
+        "precision": "fp32",
+        "validate_every": 2,
+        "checkpoint_every": 2,
+    }
+    return Plan(**(values | changes))
+
+
+def begin(data: Path, output: Path, plan: Plan | None = None, **arguments) -> Path:
+    """The first stage of a run."""
+    return train(data, output, plan=plan or tiny(), stages=("autoencoder",), device="cpu", **arguments)
+
+
+def change_denoiser(**changes) -> Plan:
+    return tiny(denoiser=dataclasses.replace(tiny().denoiser, **changes))
+
+
+@pytest.mark.parametrize(
+    ("plan", "arguments", "difference"),
+    [
+        (change_denoiser(batch_size=4), {}, "plan.denoiser.batch_size is 4, was 2"),
+        (change_denoiser(condition_dropout=0.3), {}, "plan.denoiser.condition_dropout is 0.3, was 0.15"),
+        (tiny(), {"seed": 1}, "seed is 1, was 0"),
+        (tiny(precision="bf16"), {}, "precision is bf16, was fp32"),
+        (tiny(), {"max_steps": 3}, "max_steps is 3, was None"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused_with_what_differs(plan, arguments, difference, data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(BadInputError, match=re.escape(f"got another: {difference}. Choose another --output")):
+        begin(data, run, plan, **arguments)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_changed_scans_are_refused_by_name(name, data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    path = data / name / "case_1.png"
+    array = np.array(Image.open(path))
+    array[0, 0] = 1
+    Image.fromarray(array).save(path)
+    with pytest.raises(BadInputError, match=r"got another: data\.training scan\.case_1 is \w{12}, was \w{12}\. Choose"):
+        begin(data, run)
+
+
+def test_scans_that_come_or_move_to_the_validation_are_another_run(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    (data / "val.txt").write_text("case_2\ncase_3\n")
+    with pytest.raises(
+        BadInputError, match=r"data\.training scan\.case_2 is absent, was .*; data\.validation scan\.case_2"
+    ):
+        begin(data, run)
+
+
+def test_the_same_files_elsewhere_are_the_same_run(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    shutil.copytree(data, tmp_path / "copy")
+    begin(tmp_path / "copy", run)
+
+
+def test_an_edit_of_the_plan_in_the_folder_of_a_run_is_not_followed_silently(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    write_plan(change_denoiser(learning_rate=1.0), run / "plan.yaml")
+    with pytest.raises(BadInputError, match=r"plan\.denoiser\.learning_rate is 1\.0, was 0\.001"):
+        begin(data, run, read_plan(run / "plan.yaml"))
+
+
+def test_what_only_changes_pace_and_memory_goes_on_and_is_written_down(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    saving = dataclasses.replace(change_denoiser(gradient_checkpointing=True), checkpoint_every=1, validate_every=1)
+    train(data, run, plan=saving, device="cpu", stages=("autoencoder", "denoiser"))
+    assert read_plan(run / "plan.yaml") == saving
+    assert (run / "checkpoints" / "denoiser" / "step_00000003.safetensors").is_file()
+
+
+def test_a_dry_run_writes_the_plan_that_the_real_run_follows_after_an_edit(data, tmp_path, capsys):
+    output = tmp_path / "new" / "run"
+    train(data, output, plan=tiny(), device="cpu", dry_run=True)
+    assert [path.name for path in output.iterdir()] == ["plan.yaml"]
+    assert f"written to {output / 'plan.yaml'}" in capsys.readouterr().out
+    edited = dataclasses.replace(tiny(), name="edited")
+    write_plan(edited, output / "plan.yaml")
+    train(data, output, device="cpu", stages=("autoencoder",))
+    assert read_plan(output / "plan.yaml") == edited
+    assert json.loads((output / "run.json").read_text())["plan"]["name"] == "edited"
+
+
+def test_a_dry_run_in_the_folder_of_a_run_leaves_its_plan(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    train(data, run, plan=change_denoiser(steps=99), device="cpu", dry_run=True)
+    assert read_plan(run / "plan.yaml") == tiny()
+
+
+def test_a_trial_leaves_the_whole_plan_to_start_over_with(data, tmp_path):
+    run = begin(data, tmp_path / "run", max_steps=1)
+    assert read_plan(run / "plan.yaml") == tiny()
+    assert [path.name for path in (run / "checkpoints" / "autoencoder").iterdir()] == ["step_00000001.safetensors"]
+    with pytest.raises(BadInputError, match="max_steps is None, was 1"):
+        begin(data, run)
+
+
+def test_data_that_stopped_a_run_before_its_first_step_may_be_mended(data, tmp_path):
+    path = data / "images" / "case_1.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:40])
+    with pytest.raises(BadInputError, match=r"case_1\.png"):
+        begin(data, tmp_path / "run")
+    path.write_bytes(good)
+    begin(data, tmp_path / "run", change_denoiser(steps=5))
+
+
+def test_an_output_that_is_a_file_is_refused_in_one_line(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert cli.main(["train", "--data", str(data), "--output", str(output)]) == 2
+        assert capsys.readouterr().err == (
+            f"medgen train: {tmp_path / 'file'}: expected a folder, got a file. Choose another --output.\n"
+        )
+
+
+def test_a_folder_of_other_files_is_left_alone(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInputError, match=r"got one with other files \(thesis\.txt\)\. Choose another --output"):
+        begin(data, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(data, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".plan.yaml.0123abcd.partial").write_text("plan:")  # killed before there was a plan
+    begin(data, run)
+    (run / "checkpoints" / "autoencoder" / ".step_00000004.safetensors.0123abcd.partial").write_bytes(b"half")
+    (run / "model" / ".denoiser.partial").mkdir(parents=True)
+    (run / "model" / ".denoiser.partial" / "config.json").write_text("{")
+    begin(data, run)
+    assert not list(run.rglob("*.partial"))
+
+
+def test_a_damaged_record_is_named(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    (run / "run.json").write_text("{")
+    with pytest.raises(BadInputError, match=r"run\.json: expected the record of a run, got a damaged file"):
+        begin(data, run)
+
+
+def test_stages_need_the_ones_before_them_to_be_done(data, tmp_path):
+    with pytest.raises(BadInputError, match="expected the stage 'autoencoder' to have run to its end"):
+        train(data, tmp_path / "run", plan=tiny(), stages=("denoiser",), device="cpu")
+    with pytest.raises(BadInputError, match="expected the stage 'denoiser' to have run to its end"):
+        train(data, tmp_path / "run", plan=tiny(), stages=("label",), device="cpu")
+
+
+def test_a_run_ends_with_where_the_model_is_and_what_to_do_next(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    begin(data, run)
+    assert capsys.readouterr().out.endswith(f"no model yet. Next: medgen train --data {data} --output {run}\n")
+    train(data, run, plan=tiny(), device="cpu")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"the model is in {run / 'model'}. Next: medgen synthesize --model {run} --output synthetic"
+    names = sorted(path.name for path in run.iterdir())
+    assert names == ["cache", "checkpoints", "logs", "model", "plan.yaml", "run.json", "samples"]
+    card = (run / "model" / "README.md").read_text()
+    assert "share the folder of this card and nothing of what lies around it" in card
+
+
+def test_a_device_that_cannot_be_taken_is_refused(data, tmp_path, monkeypatch):
+    with pytest.raises(BadInputError, match="device: expected a device of this machine, got 'cuda:77'"):
+        train(data, tmp_path / "run", plan=tiny(), device="cuda:77")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInputError, match="expected 'cpu' or 'auto' for 2 processes, which take one device each"):
+        train(data, tmp_path / "run", plan=tiny(), device="cpu:0")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_numbered_gpu_is_the_one_that_is_used(data, tmp_path):
+    train(data, tmp_path / "run", plan=tiny(), device="cuda:1", stages=("autoencoder",))
+    assert torch.cuda.max_memory_allocated(1) > 0
+    assert torch.cuda.max_memory_allocated(0) == 0
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_any_work(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(
+        BadInputError, match=r"autoencoder\.batch_size: expected a number that 3 processes can share, got 2"
+    ):
+        begin(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_is_one_line_that_says_what_to_change(data, tmp_path, capsys):
+    plan = tmp_path / "wild.yaml"
+    wild = dataclasses.replace(tiny().autoencoder, learning_rate=1e30, steps=40)
+    write_plan(dataclasses.replace(tiny(), autoencoder=wild), plan)
+    arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--device", "cpu", "--config", str(plan)]
+    assert cli.main(["train", *arguments]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"medgen train: stage autoencoder, step \d+: expected a finite loss, got .*(nan|inf)", message)
+    assert "Lower learning_rate in the plan's section 'autoencoder'" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "remedy"),
+    [
+        (AutoencoderStage, "autoencoder", "Lower patch_size or batch_size in the plan: that is another run"),
+        (
+            DenoiserStage,
+            "denoiser",
+            "Set gradient_checkpointing of 'denoiser' to true in the plan and run the same command",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_line_with_a_remedy_that_works(
+    kind, stage, remedy, data, tmp_path, monkeypatch, capsys
+):
+    update = kind.update
+
+    def greedy(self, step, positions):
+        if step == 3:
+            torch.empty(1 << 50)  # more than any machine has: a real failure of the allocator
+        return update(self, step, positions)
+
+    monkeypatch.setattr(kind, "update", greedy)
+    plan, run = tmp_path / "plan.yaml", tmp_path / "run"
+    write_plan(tiny(label=None), plan)
+    arguments = ["--data", str(data), "--output", str(run), "--device", "cpu", "--config", str(plan)]
+    assert cli.main(["train", *arguments]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(
+        f"medgen train: out of memory. stage {stage}, step 3: expected memory for batches of 2, got"
+    )
+    assert remedy in message
+    assert ("gradient_checkpointing" in message) == (stage == "denoiser")
+    assert (run / "checkpoints" / stage / "step_00000002.safetensors").is_file()
+    monkeypatch.undo()
+    write_plan(dataclasses.replace(change_denoiser(gradient_checkpointing=True), label=None), plan)
+    assert cli.main(["train", *arguments]) == 0
+
+
+def test_of_large_scans_the_model_knows_the_shapes_of_crops(data, tmp_path):
+    small = dataclasses.replace(tiny().autoencoder, patch_size=(8, 8))
+    plan = dataclasses.replace(tiny(), size=(8, 8), autoencoder=small, label=None)
+    run = train(data, tmp_path / "run", plan=plan, max_steps=1, device="cpu")
+    config = Generator.from_pretrained(run / "model").config
+    assert set(config.shapes) == {(8, 8)}
+    assert config.constant_classes == ()
