@@ -3,8 +3,8 @@
     python benchmarks/realism.py --dataset hippocampus3d --model hippocampus-mr-3d
     python benchmarks/realism.py --dataset hippocampus3d --synthetic FOLDER
 
-Without a folder of synthetic scans it makes one: several scans for each of some label maps, by default of the training
-split, because scans drawn over the very label maps of the validation scans would be compared with their own anatomy.
+Without a folder of synthetic scans it makes one: two scans for each of as many label maps as there are validation
+scans (with fewer, the synthetic side would show fewer anatomies than the real one), of the training split, because scans drawn over the very label maps of the validation scans would be compared with their own anatomy.
 Goals: Fréchet distance to the validation scans at most twice that of the training scans at equal n, and MS-SSIM among
 scans of one label map within 0.05 of that among real scans. Writes ``benchmarks/results/realism_DATASET.json``.
 """
@@ -33,7 +33,7 @@ def make_scans(
     *,
     model: str,
     split: Literal["train", "val"],
-    labels: int,
+    labels: int | None,
     per_label: int,
     guidance_scale: float | None,
     batch_size: int,
@@ -42,7 +42,7 @@ def make_scans(
     """Synthesize several scans for each of some label maps, evenly spread over the split."""
     train, val = split_cases(read_dataset(data_folder(dataset)))
     files = sorted(case.label for case in (train if split == "train" else val) if case.label)
-    labels = min(labels, len(files))
+    labels = min(labels or len(val), len(files))
     chosen = [files[index * len(files) // labels] for index in range(labels)]
     generator = Generator.from_pretrained(model)
     scale = generator.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -66,7 +66,7 @@ def main(
     synthetic: Path | None = None,
     model: str = "hippocampus-mr-3d",
     split: Literal["train", "val"] = "train",
-    labels: int = 40,
+    labels: int | None = None,
     per_label: int = 2,
     guidance_scale: float | None = None,
     batch_size: int = 8,
@@ -81,7 +81,7 @@ def main(
         synthetic: Folder of synthetic scans; None makes them.
         model: Folder or name of the generator that makes them.
         split: Whose label maps it makes them for.
-        labels: For how many label maps.
+        labels: For how many label maps; None is as many as there are validation scans.
         per_label: How many scans for each.
         guidance_scale: As for `medgen synthesize`; None is the model's own.
         batch_size: As for `medgen synthesize`.
