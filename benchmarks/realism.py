@@ -4,9 +4,10 @@
     python benchmarks/realism.py --dataset hippocampus3d --synthetic FOLDER
 
 Without a folder of synthetic scans it makes one: two scans for each of as many label maps as there are validation
-scans (with fewer, the synthetic side would show fewer anatomies than the real one), of the training split, because scans drawn over the very label maps of the validation scans would be compared with their own anatomy.
-Goals: Fréchet distance to the validation scans at most twice that of the training scans at equal n, and MS-SSIM among
-scans of one label map within 0.05 of that among real scans. Writes ``benchmarks/results/realism_DATASET.json``.
+scans (with fewer, the synthetic side would show fewer anatomies than the real one), of the training split, because
+scans drawn over the very label maps of the validation scans would be compared with their own anatomy. Goals: Fréchet
+distance to the validation scans at most twice that of the training scans at equal n, and MS-SSIM among scans of one
+label map within 0.05 of that among real scans. Writes ``benchmarks/results/realism_DATASET.json``.
 """
 
 from __future__ import annotations
