@@ -25,6 +25,7 @@ from medgen.seeding import stream
 from medgen.types import BadInputError, Sample
 
 _SHOWN = 8  # scans per row of the picture
+_HALVES = "random halves, patient by patient"
 _FEW = 20  # scans below which even the floor says little
 
 
@@ -61,8 +62,11 @@ def evaluate(
 
     Fréchet distances are taken between the synthetic, the real validation and the real training scans, always with the
     same number of scans on both sides; training to validation is the floor that a perfect generator would reach.
-    Without a validation split the real scans are halved at random, patient by patient. Diversity is the mean MS-SSIM
-    of random pairs (higher is less diverse). Intensities of each scan are normalized by its percentiles first.
+    Where the folder names no validation split, the scans that ``medgen train`` with this seed holds out stand for it.
+    If those are fewer than 20, the real scans are instead halved at random, patient by patient, and the report warns:
+    a generator that was trained on this folder has learned from "validation" scans too, and looks better than it is.
+    Diversity is the mean MS-SSIM of random pairs (higher is less diverse). Intensities of each scan are normalized by
+    its percentiles first.
 
     Args:
         real: Folder of real scans, in any layout that :func:`medgen.data.dataset.read_dataset` knows.
@@ -75,7 +79,8 @@ def evaluate(
         num_subsets: Random subsets of equal size that the median and range of a distance are taken over.
         num_pairs: Random pairs of scans for each MS-SSIM.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
-        seed: Chooses subsets, pairs and the scans of the picture.
+        seed: Chooses subsets, pairs and the scans of the picture. Without a validation split it is to be the seed of
+            the training, as it also finds the scans that were held out there.
         skip_bad: List scans that cannot be used in the report and go on.
         overwrite: Replace a report that the output folder already holds.
 
@@ -84,7 +89,7 @@ def evaluate(
 
     Raises:
         BadInputError: If a scan cannot be used, the sets differ in dimension or channels, a set has fewer than two
-            scans, or the output folder already holds a report.
+            scans, or the output folder cannot be made or already holds a report.
     """
     output = Path(output)
     _check_output(output, overwrite=overwrite)
@@ -97,6 +102,7 @@ def evaluate(
     target = resolve_device(device)
     real_set, synthetic_set = read_dataset(real), read_dataset(synthetic)
     _require_comparable(real_set, synthetic_set)
+    _make_output(output)
     channels = len(real_set.channel_names)
     network = EfficientNetLite0Features(
         spatial_dims=3 if real_set.spatial_dims == 3 else 2,
@@ -141,7 +147,7 @@ def evaluate(
         },
         "frechet_distance": frechet,
         "ms_ssim": diversity,
-        "warnings": _warnings(frechet, synthetic_set, network.num_features),
+        "warnings": _warnings(frechet, split, synthetic_set, network.num_features),
         "rejected": [
             {"set": name, "case": item.case, "reason": hide_folder(item.reason, dataset.root)}
             for name, dataset in (("real", real_set), ("synthetic", synthetic_set))
@@ -155,7 +161,6 @@ def evaluate(
         [_for_display(scans.cases[index], scans.dataset) for index in _draw(rows, _SHOWN, seed)]
         for scans, rows in ((real_scans, val), (synthetic_scans, range(len(synthetic_scans.cases))))
     ]
-    output.mkdir(parents=True, exist_ok=True)
     draw_report(report, shown[0], shown[1], output / "report.png")
     # Last, because a folder with report.json is a finished report.
     write_text(output / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -165,11 +170,22 @@ def evaluate(
 def _check_output(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise BadInputError(f"{output}: expected a folder for the report, got a file. Choose another output folder.")
-    if (output / "report.json").exists() and not overwrite:
+    for name in ("report.json", "report.png"):
+        if (output / name).exists() and not overwrite:
+            raise BadInputError(
+                f"{output}: expected a folder without a report, got one with {name}. "
+                "Choose another output folder, or pass --overwrite."
+            )
+
+
+def _make_output(output: Path) -> None:
+    """Make the folder before the work, which takes minutes, and not after it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise BadInputError(
-            f"{output}: expected a folder without a report, got one with report.json. "
-            "Choose another output folder, or pass --overwrite."
-        )
+            f"{output}: expected a folder that can be made, got: {error.strerror}. Choose another output folder."
+        ) from error
 
 
 def _require_comparable(real: Dataset, synthetic: Dataset) -> None:
@@ -224,13 +240,17 @@ def _extract(
 
 
 def _folds(real: _Scans, num_subsets: int, seed: int) -> tuple[str, list[tuple[list[int], list[int]]]]:
-    """Rows ``(train, val)`` for each subset: the given split, or else a new random half of the patients each time."""
+    """Rows ``(train, val)`` for each subset: the given split, else the one of training if it holds out enough scans,
+    else a new random half of the patients each time.
+    """
     if any(case.split in VAL_SPLITS for case in real.dataset.cases):
         train, val = split_cases(real.dataset)
         fold = (real.where({case.case for case in train}), real.where({case.case for case in val}))
         name, folds = "train and val as given", [fold] * num_subsets
+    elif (held_out := _training_fold(real, seed)) is not None:
+        name, folds = f"val as medgen train holds it out with seed {seed}", [held_out] * num_subsets
     else:
-        name, folds = "random halves, patient by patient", []
+        name, folds = _HALVES, []
         for subset in range(num_subsets):
             groups: dict[str, list[int]] = {}
             for index, case in enumerate(real.cases):
@@ -247,6 +267,17 @@ def _folds(real: _Scans, num_subsets: int, seed: int) -> tuple[str, list[tuple[l
             "Add scans or change the split."
         )
     return name, folds
+
+
+def _training_fold(real: _Scans, seed: int) -> tuple[list[int], list[int]] | None:
+    """Rows ``(train, val)`` as training with this seed splits a folder; None where they are too few to compare."""
+    labelled = [case for case in real.dataset.cases if case.label is not None]
+    try:
+        train, val = split_cases(replace(real.dataset, cases=labelled), seed=seed)
+    except BadInputError:  # a part would be empty, so nothing was trained on this folder
+        return None
+    fold = (real.where({case.case for case in train}), real.where({case.case for case in val}))
+    return fold if min(map(len, fold)) >= _FEW else None
 
 
 def _draw(rows: Sequence[int], count: int, *key: int | str) -> list[int]:
@@ -336,7 +367,7 @@ def _center(image: torch.Tensor, box: list[int]) -> torch.Tensor:
     return image
 
 
-def _warnings(frechet: dict[str, Any], synthetic: Dataset, num_features: int) -> list[str]:
+def _warnings(frechet: dict[str, Any], split: str, synthetic: Dataset, num_features: int) -> list[str]:
     n = frechet["n"]
     found = []
     if n < num_features:
@@ -346,6 +377,12 @@ def _warnings(frechet: dict[str, Any], synthetic: Dataset, num_features: int) ->
         )
     if n < _FEW:
         found.append(f"Only {n} scans a side: differences of less than a few times the range are chance.")
+    if split == _HALVES:
+        found.append(
+            "The real folder names no validation split and is too small to set one aside: its halves are random. A "
+            "generator that was trained on this folder has learned from scans of both, and looks better than it is. "
+            "List scans that it has not seen in val.txt, and the others in train.txt."
+        )
     if not synthetic.synthetic:
         name = synthetic.root.resolve().name
         found.append(f"{name} does not mark itself as synthetic. Check that the folders are not swapped.")

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from medgen import evaluation
 from medgen.data.dataset import load_case, read_dataset, split_cases
 from medgen.data.export import write_case, write_dataset_json
 from medgen.evaluation import evaluate
+from medgen.planning import DenoiserPlan, Plan
+from medgen.training import train
 from medgen.types import BadInputError, Grid
 
 QUICK = {"image_size": 32, "num_subsets": 2, "num_pairs": 4, "slices_per_plane": 2, "device": "cpu"}
@@ -157,6 +160,46 @@ def test_without_a_split_the_halves_keep_each_patient_whole(synthetic: Path, tmp
     assert report["real"]["split"] == "random halves, patient by patient"
     assert sorted((report["real"]["train"], report["real"]["val"])) == [3, 7]
     assert report["frechet_distance"]["n"] == 3
+    assert any("has learned from scans of both" in warning for warning in report["warnings"])
+
+
+def test_without_a_split_the_scans_that_training_holds_out_are_the_validation_set(
+    synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _real(tmp_path / "real", range(140), (32, 32), split=False)
+    table = folder / "metadata.csv"
+    rows = table.read_text().splitlines()
+    # The last six have no label: training does not use them, and splits the others.
+    rows[-6:] = [row.replace(f"labels/r{index}.png", "") for index, row in enumerate(rows[-6:], start=134)]
+    table.write_text("\n".join(rows) + "\n")
+    plan = Plan(
+        name="tiny",
+        spatial_dims=2,
+        channel_names={0: "MR"},
+        class_names={0: "background", 1: "class_1"},
+        size=(32, 32),
+        image_dtype="uint8",
+        autoencoder=None,
+        denoiser=DenoiserPlan(
+            channels=(8, 8), attention_levels=(False, False), num_head_channels=8, mask_channels=4, variants=1
+        ),
+    )
+    run = train(folder, tmp_path / "run", plan=plan, max_steps=1, seed=5, device="cpu")
+    held_out = set(json.loads((run / "run.json").read_text())["data"]["validation scan"])
+    drawn, folds_of = [], evaluation._folds
+
+    def watch(real, num_subsets, seed):
+        name, folds = folds_of(real, num_subsets, seed)
+        drawn.extend({real.cases[row].case for row in val} for _, val in folds)
+        return name, folds
+
+    monkeypatch.setattr(evaluation, "_folds", watch)
+    report = evaluate(folder, synthetic, tmp_path / "report", seed=5, **QUICK)
+    assert drawn == [held_out, held_out]
+    assert len(held_out) == report["real"]["val"] == 21
+    assert report["real"]["train"] == 134 - 21
+    assert report["real"]["split"] == "val as medgen train holds it out with seed 5"
+    assert not any("halves" in warning for warning in report["warnings"])
 
 
 def test_refuses_sets_of_different_dimension(real: Path, real_volumes: Path, tmp_path: Path) -> None:
@@ -205,6 +248,21 @@ def test_refuses_a_single_scan_unknown_extractors_and_a_file_as_output(
     (tmp_path / "file").touch()
     with pytest.raises(BadInputError, match="got a file"):
         evaluate(real, synthetic, tmp_path / "file")
+
+
+def test_an_output_that_cannot_be_made_or_would_be_lost_is_refused_before_any_scan_is_read(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    broken = _folder(tmp_path / "set", range(100, 104), (32, 32))
+    Image.new("L", (32, 32), 7).save(broken / "imagesTr" / "case_100_0000.png")  # would be the complaint if read
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInputError, match=r"file/x: expected a folder that can be made, got: Not a directory"):
+        evaluate(real, broken, tmp_path / "file" / "x", **QUICK)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.png").write_text("my own")
+    with pytest.raises(BadInputError, match=r"got one with report\.png\..*--overwrite"):
+        evaluate(real, synthetic, tmp_path / "mine", **QUICK)
+    assert (tmp_path / "mine" / "report.png").read_text() == "my own"
 
 
 def test_real_scans_lie_at_the_floor_and_blurred_ones_above_it(real_data: Path, tmp_path: Path) -> None:

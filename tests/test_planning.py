@@ -331,6 +331,17 @@ def test_an_edit_changes_what_it_says_and_nothing_else(gray_plan: Plan, tmp_path
         ({"denoiser": {"attention_levels": [True]}}, "denoiser.attention_levels: expected one value for each of the 3"),
         ({"denoiser": {"steps": 0}}, "denoiser.steps: expected 1 or more, got 0."),
         ({"normalization": {"low": 3, "high": 1}}, "normalization: expected low < high"),
+        ({"validate_every": 0}, "validate_every: expected 1 or more, got 0. Raise it."),
+        ({"checkpoint_every": -1}, "checkpoint_every: expected 1 or more, got -1. Raise it."),
+        ({"label_stride": 0}, "label_stride: expected 1 or more, got 0. Raise it."),
+        ({"autoencoder": {"channels": []}}, "autoencoder.channels: expected a number of 1 or more for each level, got"),
+        ({"label": {"channels": [16, 0, 16]}}, "label.channels: expected a number of 1 or more for each level, got"),
+        ({"autoencoder": {"latent_channels": 0}}, "autoencoder.latent_channels: expected 1 or more, got 0."),
+        ({"autoencoder": {"discriminator_channels": 0}}, "autoencoder.discriminator_channels: expected 1 or more"),
+        ({"denoiser": {"num_head_channels": 0}}, "denoiser.num_head_channels: expected 1 or more, got 0."),
+        ({"denoiser": {"mask_channels": 0}}, "denoiser.mask_channels: expected 1 or more, got 0."),
+        ({"orientation": "XYZ"}, "orientation: expected one letter each of L or R, P or A, and I or S, such as RAS,"),
+        ({"orientation": "RLS"}, "got 'RLS'. Correct it, or set it to null."),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_with_file_and_key(
@@ -459,6 +470,29 @@ def test_a_longer_time_gives_no_shorter_training(gray: Dataset, gray_plan: Plan)
     assert longer.denoiser.steps * sum(longer.denoiser.channels) >= gray_plan.denoiser.steps * sum(
         gray_plan.denoiser.channels
     )
+
+
+def test_axis_codes_may_be_written_small(gray_plan: Plan) -> None:
+    assert dataclasses.replace(gray_plan, orientation="lps").orientation == "LPS"
+
+
+def test_scans_that_the_folder_holds_out_do_not_shape_the_plan(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        high, shape = (256, (60, 50)) if index < 4 else (60000, (90, 95))
+        kind = np.uint8 if index < 4 else np.uint16
+        _picture(tmp_path, f"c{index}", rng.integers(0, high, shape).astype(kind))
+    (tmp_path / "train.txt").write_text("c0\nc1\nc2\nc3\n")
+    (tmp_path / "val.txt").write_text("c4\nc5\n")
+    plan = make_plan(read_dataset(tmp_path), device="cpu")
+    assert plan.size == (64, 64)
+    assert plan.image_dtype == "uint8"
+    assert plan.fingerprint["size"]["largest"] == [60, 50]
+    assert (plan.fingerprint["cases"], plan.fingerprint["labelled_cases"]) == (6, 6)
+    dataset = read_dataset(tmp_path)
+    dataset.cases = [case for case in dataset.cases if case.split == "val"]
+    with pytest.raises(BadInputError, match=r"expected scans for training, got 2 labelled one\(s\)"):
+        make_plan(dataset, device="cpu")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -26,6 +26,8 @@ RUN_FILE = "run.json"
 SYNTHETIC_MARK = "medgen synthetic, not a patient"
 # What a run may leave in its folder: `overwrite` removes these and nothing else.
 _OWN_NAMES = ("imagesTr", "labelsTr", "dataset.json", "manifest.jsonl", "contact_sheet.png", "README.md", RUN_FILE)
+# A training run keeps a `run.json` too, and one of these beside it.
+_TRAINING_NAMES = ("plan.yaml", "checkpoints")
 _CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -49,9 +51,11 @@ def prepare_output(
 
     Args:
         folder: Where the run writes. It is made if it does not exist.
-        settings: JSON values that tell this run from every other; they are kept in ``run.json``.
-        overwrite: Remove what another run of medgen left there. Files that medgen did not write stay, and a folder
-            without ``run.json`` is refused all the same.
+        settings: JSON values that tell this run from every other; they are kept in ``run.json``. The run of a model
+            has its ``model_hash`` among them: only such a run is ever replaced.
+        overwrite: Replace another synthesis: ``imagesTr`` and ``labelsTr`` go with all that is in them, and so do
+            ``dataset.json``, the manifest, the contact sheet, ``README.md`` and ``run.json``. Other files stay. A
+            folder without ``run.json``, or of a training run, is refused all the same.
 
     Returns:
         ``new``, or ``resumed`` where the folder holds a run of the same settings.
@@ -70,8 +74,14 @@ def prepare_output(
         except ValueError:
             found = None
         if found == wanted and not overwrite:
+            _make_folders(root)
             _remove_unfinished(root)
             return "resumed"
+        if not _is_synthesis(root, found):
+            raise BadInputError(
+                f"{root}: expected an empty folder or an output of synthesize, got a folder whose {RUN_FILE} is not of "
+                "a synthesis, such as a training run. Choose another output folder."
+            )
         if not overwrite:
             raise BadInputError(
                 f"{root}: expected an empty folder or the same run, got another run{_difference(found, wanted)}. "
@@ -89,11 +99,7 @@ def prepare_output(
             f"{root}: expected an empty folder or a run of medgen, got a folder with other files ({names}). "
             "Choose another output folder."
         )
-    try:
-        for name in ("imagesTr", "labelsTr"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(f"{root}: expected a folder to write to, got: {error}. Choose another one.") from error
+    _make_folders(root)
     write_json(run_file, wanted)
     return "new"
 
@@ -255,6 +261,19 @@ def write_json(path: Path, content: object) -> Path:
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def _is_synthesis(root: Path, found: Any) -> bool:
+    trained = any((root / name).exists() for name in _TRAINING_NAMES)
+    return isinstance(found, dict) and "model_hash" in found and not trained
+
+
+def _make_folders(root: Path) -> None:
+    try:
+        for name in ("imagesTr", "labelsTr"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{root}: expected a folder to write to, got: {error}. Choose another one.") from error
 
 
 def _remove_unfinished(root: Path) -> None:

@@ -176,8 +176,11 @@ def _count_channels(path: Path) -> int:
     if path.suffix.lower() in (".tif", ".tiff"):
         # Pillow cannot open 16-bit RGB TIFF.
         with tifffile.TiffFile(path) as tiff:
-            return int(tiff.pages.first.samplesperpixel)
+            page = tiff.pages.first
+            # The reader drops an alpha channel; samples of unstated meaning (0) are channels.
+            return int(page.samplesperpixel) - any(int(extra) for extra in page.extrasamples)
     if path.suffix.lower() == ".png":
         with Image.open(path) as picture:
-            return len(picture.getbands())
+            # As the reader gives them: without alpha, and palettes in color.
+            return {"RGBA": 3, "P": 3, "LA": 1}.get(picture.mode) or len(picture.getbands())
     return 1

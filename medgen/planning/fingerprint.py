@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from medgen.data.dataset import RGB, Case, Dataset, load_case
+from medgen.data.case import RGB, TRAIN_SPLITS, Case, Dataset
+from medgen.data.dataset import load_case
 from medgen.data.geometry import place
 from medgen.data.intensity import Normalization
 from medgen.data.io import read_grid
@@ -32,8 +33,9 @@ class Fingerprint:
 
     Attributes:
         cases: Scans in the folder.
-        labelled: Scans with a label map; only these are used for training.
-        unreadable: Scans with a damaged header; training says what is wrong with them.
+        labelled: Scans with a label map; only these are used for training and validation.
+        unreadable: Of these, and not held out by the folder's own split, scans with a damaged header; training says
+            what is wrong with them.
         sampled: Scans whose voxels were read.
         spatial_dims: 2 or 3.
         sizes: Smallest, median and largest number of voxels per axis.
@@ -128,6 +130,8 @@ class Fingerprint:
 def fingerprint(dataset: Dataset, *, device: str = "auto") -> Fingerprint:
     """Look at a data set and at this machine: the header of every labelled scan, the voxels of a few.
 
+    Scans that the folder's own split holds out, for validation or test, are counted and not looked at.
+
     Args:
         dataset: The data set.
         device: `auto`, `cpu`, `cuda` or any torch device.
@@ -136,7 +140,7 @@ def fingerprint(dataset: Dataset, *, device: str = "auto") -> Fingerprint:
         The facts; the same folder on the same machine gives the same.
 
     Raises:
-        BadInputError: If no scan has a label, or none can be read, or the device is not there.
+        BadInputError: If no training scan has a label, or none can be read, or the device is not there.
     """
     labelled = [case for case in dataset.cases if case.label is not None]
     if not labelled:
@@ -144,8 +148,14 @@ def fingerprint(dataset: Dataset, *, device: str = "auto") -> Fingerprint:
             f"{dataset.root}: expected scans with label maps, got {len(dataset.cases)} scan(s) without. "
             "Put label maps of the same names into labels/, or name them in the column `label` of the metadata file."
         )
-    sizes, spacings, extents, unreadable = _headers(labelled, dataset.spatial_dims)
-    samples = _sample(dataset, labelled)
+    learned = [case for case in labelled if case.split is None or case.split in TRAIN_SPLITS]
+    if not learned:
+        raise BadInputError(
+            f"{dataset.root}: expected scans for training, got {len(labelled)} labelled one(s) that the folder's split "
+            "all holds out. Put some into the training split."
+        )
+    sizes, spacings, extents, unreadable = _headers(learned, dataset.spatial_dims)
+    samples = _sample(dataset, learned)
     rows, tails, whole_numbers, sparse = _intensities([sample.image for sample in samples if sample.image is not None])
     notes = [*dataset.notes]
     if len(labelled) < len(dataset.cases):

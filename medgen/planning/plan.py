@@ -16,6 +16,17 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 
 # The discriminator halves a patch twice and then reads it in windows of 4: of a smaller patch too little is left.
 LEAST_ADVERSARIAL_PATCH = 16
+# What a stage has of these is 1 or more.
+_COUNTS = (
+    "batch_size",
+    "steps",
+    "variants",
+    "num_res_blocks",
+    "num_head_channels",
+    "mask_channels",
+    "latent_channels",
+    "discriminator_channels",
+)
 # Between these factors scans are resampled to the plan's voxel size; beyond them structures would be lost or invented.
 SPACING_FACTOR = 2.0
 
@@ -162,9 +173,12 @@ class Plan:
         """Refuse what cannot be trained.
 
         Raises:
-            BadInputError: If two settings do not fit together; the message starts with the key.
+            BadInputError: If a setting is impossible, or two do not fit together; the message starts with the key.
         """
         dims = self.spatial_dims
+        _check_counts(self)
+        if self.orientation is not None:
+            self.orientation = _check_orientation(self.orientation)
         if dims not in (2, 3):
             raise BadInputError(f"spatial_dims: expected 2 or 3, got {dims}. Correct it.")
         if 0 not in self.class_names:
@@ -192,9 +206,6 @@ class Plan:
             stage = getattr(self, name)
             if stage is None:
                 continue
-            for key in ("batch_size", "steps", "variants", "num_res_blocks"):
-                if getattr(stage, key, 1) < 1:
-                    raise BadInputError(f"{name}.{key}: expected 1 or more, got {getattr(stage, key)}. Raise it.")
             levels = getattr(stage, "attention_levels", stage.channels)
             if len(levels) != len(stage.channels):
                 raise BadInputError(
@@ -217,6 +228,35 @@ class Plan:
         """Whether the latents hold as many numbers as the scan, so that nothing of it is lost."""
         whole = len(self.channel_names) * self.compression**self.spatial_dims
         return self.autoencoder is None or self.autoencoder.latent_channels >= whole
+
+
+def _check_counts(plan: Plan) -> None:
+    """Refuse counts below 1, which would divide by zero or build networks without channels."""
+    counts = {key: getattr(plan, key) for key in ("label_stride", "validate_every", "checkpoint_every")}
+    for name in STAGES:
+        stage = getattr(plan, name)
+        if stage is None:
+            continue
+        counts |= {f"{name}.{key}": getattr(stage, key) for key in _COUNTS if hasattr(stage, key)}
+        if not stage.channels or min(stage.channels) < 1:
+            raise BadInputError(
+                f"{name}.channels: expected a number of 1 or more for each level, got {list(stage.channels)}. "
+                "Correct it."
+            )
+    for key, count in counts.items():
+        if count < 1:
+            raise BadInputError(f"{key}: expected 1 or more, got {count}. Raise it.")
+
+
+def _check_orientation(orientation: str) -> str:
+    """Axis codes in capitals, as all who compare them expect."""
+    codes = orientation.upper()
+    if len(codes) != 3 or any(sum(code in pair for code in codes) != 1 for pair in ("LR", "PA", "IS")):
+        raise BadInputError(
+            f"orientation: expected one letter each of L or R, P or A, and I or S, such as RAS, got {orientation!r}. "
+            "Correct it, or set it to null."
+        )
+    return codes
 
 
 def _check_size(key: str, size: Shape, dims: int, divisors: Mapping[str, int]) -> None:

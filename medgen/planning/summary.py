@@ -90,13 +90,14 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name).strip().casefold()
 
 
-def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto") -> str:
+def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: int = 0) -> str:
     """What a plan would do, and what it would cost.
 
     Args:
         plan: The plan.
         dataset: The scans that it is to be followed on.
         device: `auto`, `cpu`, `cuda` or any torch device.
+        seed: Seed of the training, which chooses the validation scans where the folder does not.
 
     Returns:
         Text of several lines: data, choices, and for each stage parameters, memory and time.
@@ -107,7 +108,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto") -> str
     check_plan(plan, dataset)
     machine = read_machine(device)
     labelled = dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None])
-    train, val = split_cases(labelled)
+    train, val = split_cases(labelled, seed=seed)
     left_out = len(dataset.cases) - len(train) - len(val)
     grid = f"{by_axis(plan.size)} voxels" + (f" of {by_axis(plan.spacing)} mm" if plan.spacing else "")
     normalization = plan.normalization

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from medgen.data.dataset import Rejection
-from medgen.data.export import is_rgb, prepare_output, write_case
+from medgen.data.export import file_ending, is_rgb, prepare_output, write_case
 from medgen.generator import Generator
 from medgen.provenance import (
     MANIFEST,
@@ -105,7 +105,8 @@ def write_sample(
         item.label,
         item.grid,
         image_dtype=config.image_dtype,
-        rgb=is_rgb(config.channel_names),
+        # Only a PNG holds three colors in one file.
+        rgb=is_rgb(config.channel_names) and file_ending(item.grid, config.image_dtype) == ".png",
     )
     files = {path.relative_to(output).as_posix(): sha256_file(path) for path in (*paths.images, paths.label)}
     return SampleRecord(

@@ -15,6 +15,7 @@ from medgen.conditions.deformation import deform_label
 from medgen.conditions.topology import count_parts
 from medgen.data.dataset import load_label
 from medgen.data.geometry import Placement, from_model, place, to_model, valid_mask
+from medgen.diffusion.objective import Objective
 from medgen.diffusion.sampler import sample, sampler_names
 from medgen.generator import Generator, GeneratorConfig
 from medgen.seeding import derive_seed, seeded_noise, stream
@@ -92,6 +93,7 @@ def generate_labels(
     generator: Generator,
     denoise: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     settings: SamplingSettings,
+    on_reject: Callable[[SampleSpec, BadInputError], object] | None = None,
 ) -> list[LabelledGrid]:
     """Draw the label maps of samples that share one model grid; maps that cannot be are drawn again.
 
@@ -100,22 +102,16 @@ def generate_labels(
         generator: The model.
         denoise: Its label denoiser, ``(x, t, valid) -> output``, in the precision of the run.
         settings: How to sample.
+        on_reject: Called with a sample for which no draw is acceptable, and the reason; None raises it.
 
     Returns:
-        The samples with their labels; the record says which attempt was accepted.
+        The samples with their labels, without those rejected; the record says which attempt was accepted.
 
     Raises:
         BadInputError: If the model has no label generator, or no draw is acceptable.
     """
     config, device = generator.config, generator.device
-    if generator.label_denoiser is None or config.label_objective is None:
-        raise BadInputError(
-            f"model '{config.name}': expected one with a label generator, got one without. Give --labels FOLDER, or "
-            "train the stage 'label'."
-        )
-    sampler = settings.sampler
-    if sampler not in sampler_names(config.label_objective):
-        sampler = {"ddim": "euler", "euler": "ddim"}.get(sampler, sampler)  # two names of one step
+    objective, sampler = label_sampling(generator, settings.sampler)
     values = sorted(config.class_names)
     required = {values.index(value) for value in config.constant_classes if value != 0}
     done: dict[int, LabelledGrid] = {}
@@ -130,7 +126,7 @@ def generate_labels(
         distances = sample(
             partial(_bind_valid, denoise, inside),
             noise,
-            objective=config.label_objective,
+            objective=objective,
             sampler=sampler,
             spacing=settings.sampler_spacing,
             num_inference_steps=settings.num_inference_steps,
@@ -144,14 +140,42 @@ def generate_labels(
                 label = from_model(generator.index_to_label(index), item.placement, mode="nearest")
                 record = {**item.record, "attempt": attempt + 1}
                 done[item.spec.index] = replace(item, label=label, index=index, record=record)
-    failed = [item.spec.case for item in group if item.spec.index not in done]
-    if failed:
+    for item in group:
+        if item.spec.index in done:
+            continue
         wanted = "every constant class" if required else "a class"
-        raise BadInputError(
-            f"{failed[0]}: expected a label map with {wanted}, in no more parts than real ones, within {MAX_ATTEMPTS} "
-            "draws, got none. Train the stage 'label' for longer, or use label_source 'deform'."
+        error = BadInputError(
+            f"{item.spec.case}: expected a label map with {wanted}, in no more parts than real ones, within "
+            f"{MAX_ATTEMPTS} draws, got none. Train the stage 'label' for longer, or use label_source 'deform'."
         )
-    return [done[item.spec.index] for item in group]
+        if on_reject is None:
+            raise error
+        on_reject(item.spec, error)
+    return [done[item.spec.index] for item in group if item.spec.index in done]
+
+
+def label_sampling(generator: Generator, sampler: str) -> tuple[Objective, str]:
+    """What the label generator was trained for, and the sampler by the name that goes with it.
+
+    Args:
+        generator: The model.
+        sampler: Name of the sampler for its images.
+
+    Returns:
+        Objective and name.
+
+    Raises:
+        BadInputError: If the model has no label generator.
+    """
+    objective = generator.config.label_objective
+    if generator.label_denoiser is None or objective is None:
+        raise BadInputError(
+            f"model '{generator.config.name}': expected one with a label generator, got one without. Give --labels "
+            "FOLDER, or train the stage 'label'."
+        )
+    if sampler not in sampler_names(objective):
+        sampler = {"ddim": "euler", "euler": "ddim"}.get(sampler, sampler)  # two names of one step
+    return objective, sampler
 
 
 def _bind_valid(

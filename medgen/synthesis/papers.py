@@ -116,7 +116,7 @@ def _card(
         "",
         f"The layout is nnU-Net v2 raw. `{MANIFEST}` holds one line per scan: seed, label source, settings, hashes.",
         f"`medgen synthesize --replay {MANIFEST} --output FOLDER` makes the same voxels again on the same processor;",
-        f"add `--model FOLDER` if the model is one of your own{' and `--labels FOLDER`' if used else ''}.",
+        f"add `--model` with its folder or Hub id if it is not embedded{' and `--labels FOLDER`' if used else ''}.",
     ]
     if replay:
         lines += ["", f"This folder is a replay: {replay}."]

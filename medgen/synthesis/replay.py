@@ -101,8 +101,13 @@ class Replay:
             The model.
 
         Raises:
-            BadInputError: If it is not found, or is another one.
+            BadInputError: If it is not found, is another one, or would be downloaded without anybody naming it.
         """
+        if name is None and "/" in self.model:
+            raise BadInputError(
+                f"{self.manifest}: expected its model '{self.model}' to be named, because a Hub id may be downloaded, "
+                f"got none. Give --model {self.model}, or the folder of the model with --model."
+            )
         try:
             generator = Generator.from_pretrained(self.model if name is None else name, device=device)
         except BadInputError as error:

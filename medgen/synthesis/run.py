@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,7 @@ from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
 from medgen.synthesis.plan import LabelSource, SampleSpec, SamplingSettings, find_labels, plan_samples
 from medgen.synthesis.processes import Alone, join_processes, threads
 from medgen.synthesis.replay import Batch, read_replay, refuse_other_arguments
-from medgen.synthesis.sampling import sample_batch
+from medgen.synthesis.sampling import check_settings, sample_batch
 from medgen.types import BadInputError
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def synthesize(
         device: 'auto', 'cpu', 'cuda' or another torch device.
         max_memory_gb: Bound on memory for decoding large scans, by tiles.
         skip_bad: Leave out label maps that cannot be used, list them in rejected.jsonl, and go on.
-        overwrite: Replace another run's output in the folder.
+        overwrite: Replace another run's output in the folder, with all that is in its imagesTr and labelsTr.
         replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
-            model was a folder, and --labels where label maps were used; both are checked by their SHA-256.
+            model was a folder or a Hub id, and --labels where label maps were used; both are checked by their SHA-256.
 
     Returns:
         The record of each scan, in order.
@@ -97,6 +97,7 @@ def synthesize(
     """
     given = dict(locals())
     output = _choose_output(output, replay)
+    _refuse_inputs_inside(output, labels=labels, replay=replay)
     again = None
     if replay is not None:
         refuse_other_arguments(synthesize, given)
@@ -134,6 +135,8 @@ def synthesize(
             ),
         )
         job.identity["model_hash"] = generator.weights_hash
+    for each in dict.fromkeys((batch.settings, batch.specs[0].source == "generate") for batch in job.batches):
+        check_settings(generator, each[0], generate=each[1])
     arguments = {"model": name, "device": str(chosen), **job.arguments}
     if state.is_main_process:
         open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
@@ -167,6 +170,16 @@ def _choose_output(output: Path | None, replay: Path | None) -> Path:
     return source.with_name(f"{source.name}_replay")
 
 
+def _refuse_inputs_inside(output: Path, **inputs: Path | None) -> None:
+    """An output folder may be cleared, so nothing that the run reads may lie in it."""
+    for name, path in inputs.items():
+        if path is not None and Path(path).resolve().is_relative_to(output.resolve()):
+            raise BadInputError(
+                f"{path}: expected {name} outside of the output folder, got it inside {output}. Choose another output "
+                "folder."
+            )
+
+
 @dataclass(frozen=True)
 class _Job:
     """What to make, what tells it from every other run, and the arguments that say it again."""
@@ -194,12 +207,19 @@ def _plan_job(
     source: LabelSource = label_source or ("files" if files else "generate")
     count = (len(files) or 8) if num_samples is None else num_samples
     specs = plan_samples(count, seed=seed, source=source, files=files)
-    options = {"label_source": source, "num_samples": count, "batch_size": batch_size, "seed": seed, **asdict(settings)}
+    options = {"label_source": source, "num_samples": count, "seed": seed, **asdict(settings)}
+    # What does not fit into the memory may go on with less of it; each record holds its own batch and bound.
+    memory = {"batch_size": batch_size, "max_memory_gb": options.pop("max_memory_gb")}
     digest = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     return _Job(
         batches=[Batch(tuple(specs[at : at + batch_size]), settings) for at in range(0, len(specs), batch_size)],
         identity={**options, "labels_sha256": digest if files else None},
-        arguments={"labels": Path(labels).resolve().name if labels else None, **options, "skip_bad": skip_bad},
+        arguments={
+            "labels": Path(labels).resolve().name if labels else None,
+            **options,
+            **memory,
+            "skip_bad": skip_bad,
+        },
         rejected=rejected,
     )
 
@@ -232,15 +252,24 @@ def _make(
             missing = batch.wanted - done
             if not missing:
                 continue
+            reject = partial(_reject, output, batch.wanted, skip_bad)
             prepared = []
             for spec in batch.specs:
-                with _rejecting(output, spec, skip_bad):
+                try:
                     prepared.append(prepare(spec, generator))
+                except BadInputError as error:
+                    reject(spec, error)
             if not any(item.spec.case in missing for item in prepared):
                 continue  # an earlier run left these out, and so does this one
             with threads(batch.threads or began_with):
                 runtime = runtime_info(generator.device)
-                made = sample_batch(generator, prepared, batch.settings, on_step=lambda at: bar.set_postfix(step=at))
+                made = sample_batch(
+                    generator,
+                    prepared,
+                    batch.settings,
+                    on_step=lambda at: bar.set_postfix(step=at),
+                    on_reject=reject,
+                )
             for item in made:
                 if item.spec.case in missing:
                     record = write_sample(output, generator, model, item, batch.settings, runtime)
@@ -248,12 +277,10 @@ def _make(
                     bar.update()
 
 
-@contextmanager
-def _rejecting(output: Path, spec: SampleSpec, skip_bad: bool) -> Iterator[None]:
-    try:
-        yield
-    except BadInputError as error:
-        if not skip_bad:
-            raise
-        reason = str(error) if spec.file is None else hide_folder(str(error), spec.file.path.parent)
-        append_rejection(output, Rejection(spec.case, reason))
+def _reject(output: Path, wanted: frozenset[str], skip_bad: bool, spec: SampleSpec, error: BadInputError) -> None:
+    if spec.case not in wanted:
+        return  # a replay takes it along only because the run did, which left it out
+    if not skip_bad:
+        raise error
+    reason = str(error) if spec.file is None else hide_folder(str(error), spec.file.path.parent)
+    append_rejection(output, Rejection(spec.case, reason))

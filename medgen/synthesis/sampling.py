@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from medgen.diffusion.sampler import sample
 from medgen.generator import Generator
 from medgen.precision import autocast, exact_fp32, is_out_of_memory, memory_format
 from medgen.seeding import seeded_noise
-from medgen.synthesis.labels import LabelledGrid, generate_labels, prepare
+from medgen.synthesis.labels import LabelledGrid, generate_labels, label_sampling, prepare
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
 from medgen.types import BadInputError, Grid
 
@@ -75,12 +76,43 @@ def iter_samples(
         yield from sample_batch(generator, batch, settings or SamplingSettings(), on_step=on_step)
 
 
+def check_settings(generator: Generator, settings: SamplingSettings, *, generate: bool) -> None:
+    """Refuse settings that do not go with a model before anything is written, by a rehearsal on a single number.
+
+    Args:
+        generator: The model.
+        settings: How to sample.
+        generate: Whether labels are drawn by the model too.
+
+    Raises:
+        BadInputError: If sampler, spacing, steps, guidance or memory bound cannot be, or labels cannot be drawn.
+    """
+    bound = settings.max_memory_gb
+    if bound is not None and not (math.isfinite(bound) and bound > 0):
+        raise BadInputError(f"max_memory_gb: expected a finite number above 0, got {bound}.")
+    config = generator.config
+    scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    runs = [(config.objective, settings.sampler)]
+    if generate:
+        runs.append(label_sampling(generator, settings.sampler))
+    for objective, sampler in runs:
+        sample(
+            guide(lambda x, t, condition: x, None, None, guidance_scale=scale),
+            torch.zeros(1, 1, 1),
+            objective=objective,
+            sampler=sampler,
+            spacing=settings.sampler_spacing,
+            num_inference_steps=settings.num_inference_steps,
+        )
+
+
 def sample_batch(
     generator: Generator,
     batch: Iterable[LabelledGrid],
     settings: SamplingSettings,
     *,
     on_step: Callable[[int], object] | None = None,
+    on_reject: Callable[[SampleSpec, BadInputError], object] | None = None,
 ) -> list[SyntheticSample]:
     """Make the scans of one batch; those that share a model grid run together.
 
@@ -89,9 +121,10 @@ def sample_batch(
         batch: Samples of :func:`medgen.synthesis.labels.prepare`.
         settings: How to sample.
         on_step: Called with the number of finished network steps.
+        on_reject: Called with a sample for which no acceptable label is drawn, and the reason; None raises it.
 
     Returns:
-        Labelled scans in the order of the batch.
+        Labelled scans in the order of the batch, without those rejected.
 
     Raises:
         BadInputError: If the settings do not go together or no acceptable label is drawn.
@@ -103,7 +136,7 @@ def sample_batch(
     done: list[SyntheticSample] = []
     for shape, group in groups.items():
         try:
-            done += _sample_group(generator, group, settings, on_step)
+            done += _sample_group(generator, group, settings, on_step, on_reject)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -120,9 +153,11 @@ def _sample_group(
     group: list[LabelledGrid],
     settings: SamplingSettings,
     on_step: Callable[[int], object] | None,
+    on_reject: Callable[[SampleSpec, BadInputError], object] | None,
 ) -> list[SyntheticSample]:
-    images, group = _run_networks(generator, group, settings, on_step)
+    # A sample that is rejected took part in drawing the labels, so a replay has to take it along.
     members = tuple(item.spec for item in group)
+    images, group = _run_networks(generator, group, settings, on_step, on_reject)
     return [
         SyntheticSample(
             image=_to_source(image, item, generator),
@@ -145,7 +180,8 @@ def _run_networks(
     group: list[LabelledGrid],
     settings: SamplingSettings,
     on_step: Callable[[int], object] | None,
-) -> tuple[torch.Tensor, list[LabelledGrid]]:
+    on_reject: Callable[[SampleSpec, BadInputError], object] | None,
+) -> tuple[Iterable[torch.Tensor], list[LabelledGrid]]:
     """Images ``(B, C, *spatial)`` in [-1, 1] on the model's grid, and the samples with their labels."""
     config, device = generator.config, generator.device
     # Set either way: the layout decides the rounding, so it must not depend on what ran before.
@@ -161,7 +197,9 @@ def _run_networks(
             return generator.denoise(x, t, condition)
 
     if group[0].spec.source == "generate":
-        group = generate_labels(group, generator, label_denoiser, settings)
+        group = generate_labels(group, generator, label_denoiser, settings, on_reject)
+        if not group:
+            return [], []
     indices = torch.stack([item.index for item in group if item.index is not None])
     valid = torch.stack([valid_mask(item.placement) for item in group])
     condition = Condition(mask=one_hot(indices.to(device), generator.num_classes, valid=valid.to(device)))

@@ -103,7 +103,7 @@ def cache_scans(
         title: Name on the progress bar.
 
     Returns:
-        What was cached, in the order of ``cases``.
+        What was cached, in the order of ``cases``; with ``skip_bad`` it may be empty.
     """
     grid = (plan.spacing, plan.orientation, plan.size, divisor)
     settings = key_of(CACHE_FORMAT, *grid, plan.normalization, plan.channel_names, plan.class_names)
@@ -141,8 +141,9 @@ def cache_scans(
             _write_entry(sample, sources[sample.case], plan, path, divisor)
             cached[sample.case] = _read_entry(path)
     except BadInputError:
-        # A resumed run finds only the bad cases missing, and none good among them: that is no reason to stop.
-        if not (skip_bad and cached):
+        # None good among those missing is no reason to stop: a resumed run finds only the bad ones missing, and
+        # validation can do without. Whether enough is left for training is for the caller to judge.
+        if not skip_bad:
             raise
     return [cached[case.case] for case in cases if case.case in cached]
 

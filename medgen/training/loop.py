@@ -147,7 +147,8 @@ def run_stage(
     writer = None
     if main:
         _truncate_log(log_path, start)
-        writer = SummaryWriter(folder / "logs" / "tensorboard" / stage.name, purge_step=start)
+        # Steps count from 1: what was logged at `start` is in the checkpoint and stays.
+        writer = SummaryWriter(folder / "logs" / "tensorboard" / stage.name, purge_step=start + 1)
     began = time.monotonic()
     bar = tqdm(
         range(start, stage.steps), initial=start, total=stage.steps, desc=stage.name, disable=not main, smoothing=0.05

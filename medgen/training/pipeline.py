@@ -96,7 +96,7 @@ def train(
     plan = plan or earlier_plan(folder) or make_plan(dataset, device=device)
     check_plan(plan, dataset)
     if dry_run:
-        print(summarize_plan(_cap(plan, max_steps), dataset, device=device))
+        print(summarize_plan(_cap(plan, max_steps), dataset, device=device, seed=seed))
         show_plan(folder, plan)
         return folder
     _check_batches(plan, stages)
@@ -219,18 +219,21 @@ class _Run:
             print(f"training on {accelerator.device} in {self.precision}, {accelerator.num_processes} process(es)")
             claim_folder(folder, plan, identity)
         accelerator.wait_for_everyone()
-        train_cases, val_cases = (
-            [case for case in cases if case.label is not None] for cases in split_cases(dataset, seed=seed)
-        )
-        unlabelled = sum(case.label is None for case in dataset.cases)
+        # Before the split, so that the validation scans are a share of those that can be used.
+        labelled = dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None])
+        train_cases, val_cases = split_cases(labelled, seed=seed)
+        unlabelled = len(dataset.cases) - len(labelled.cases)
         if unlabelled and accelerator.is_main_process:
             print(f"{unlabelled} cases without a label are not used")
         with accelerator.main_process_first():
             common: dict[str, Any] = {"divisor": plan.divisor, "skip_bad": skip_bad}
             self.train = cache_scans(dataset, train_cases, plan, folder, title="training", **common)
+            if not self.train:
+                first = f"; the first bad one: {dataset.rejected[0].reason}" if dataset.rejected else "."
+                raise BadInputError(
+                    f"{dataset.root}: expected at least one training case with image and label, got none{first}"
+                )
             self.val = cache_scans(dataset, val_cases, plan, folder, title="validation", **common)
-        if not self.train:
-            raise BadInputError(f"{dataset.root}: expected at least one training case with image and label, got none.")
         if accelerator.is_main_process:
             if dataset.rejected:
                 rows = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in dataset.rejected)

@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from medgen.data.dataset import (
@@ -240,6 +241,27 @@ def test_gray_pictures_in_a_color_set_become_equal_channels_and_are_noted(tmp_pa
     assert dataset.notes == ["1 gray and 1 RGB images: gray ones are read as RGB of equal channels"]
     assert np.array_equal(load_case(dataset.cases[0], dataset).image.numpy(), np.stack([gray] * 3))
     assert np.array_equal(load_case(dataset.cases[1], dataset).image.numpy(), color.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB", "L", "alpha.tif", "four.tif"])
+def test_a_folder_declares_the_channels_that_its_pictures_are_read_with(tmp_path: Path, kind: str) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    color = np.random.default_rng(0).integers(0, 255, (8, 9, 4), dtype=np.uint8)
+    if kind == "alpha.tif":
+        color[..., 3] = 255
+        tifffile.imwrite(tmp_path / "images" / "a.tif", color, photometric="rgb", extrasamples=["unassalpha"])
+    elif kind == "four.tif":
+        tifffile.imwrite(
+            tmp_path / "images" / "a.tif", color, photometric="minisblack", planarconfig="contig", extrasamples=[0] * 3
+        )
+    else:
+        Image.fromarray(color[..., :3]).convert(kind).save(tmp_path / "images" / "a.png")
+    png(tmp_path / "labels" / "a.png", labels((8, 9)))
+    dataset = read_dataset(tmp_path)
+    channels = {"LA": 1, "L": 1, "four.tif": 4}.get(kind, 3)
+    assert len(dataset.channel_names) == channels
+    assert load_case(dataset.cases[0], dataset).image.shape[0] == channels
 
 
 def test_a_label_stored_in_another_axis_order_is_brought_onto_the_image(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from medgen.types import BadInputError, Grid
 AFFINE = np.array([[-1.5, 0, 0, 20], [0, 2, 0, -7], [0, 0, 3, 4], [0, 0, 0, 1]], dtype=np.float64)
 VOLUME = Grid((5, 6, 7), AFFINE)
 PICTURE = Grid((8, 9), np.eye(4), known=False)
+SETTINGS = {"seed": 0, "model_hash": "abc"}
 CLASSES = {0: "background", 1: "anterior", 2: "posterior"}
 
 
@@ -59,7 +60,7 @@ def full_disk(free_bytes: int) -> Iterator[None]:
 
 
 def export_volumes(root: Path) -> Path:
-    prepare_output(root, {"seed": 0})
+    prepare_output(root, SETTINGS)
     for case in ("case_0", "case_1"):
         write_case(root, case, scan(VOLUME, 2), labels(VOLUME), VOLUME, image_dtype="float32")
     write_dataset_json(root, class_names=CLASSES, channel_names={0: "T1", 1: "FLAIR"}, num_training=2, ending=".nii.gz")
@@ -67,7 +68,7 @@ def export_volumes(root: Path) -> Path:
 
 
 def export_pictures(root: Path, *, rgb: bool) -> Path:
-    prepare_output(root, {"seed": 0})
+    prepare_output(root, SETTINGS)
     channels, high, dtype = (3, 256, "uint8") if rgb else (1, 60000, "uint16")
     write_case(root, "a", scan(PICTURE, channels, high), labels(PICTURE), PICTURE, image_dtype=dtype, rgb=rgb)
     names = {0: "R", 1: "G", 2: "B"} if rgb else {0: "X-ray"}
@@ -222,16 +223,30 @@ def test_another_run_is_refused_with_the_setting_that_differs_and_stays_intact(t
     with pytest.raises(
         BadInputError, match=rf"^{re.escape(str(root))}: .*another run \(seed: 0 there, 1 now\)\..*over"
     ):
-        prepare_output(root, {"seed": 1})
+        prepare_output(root, {**SETTINGS, "seed": 1})
     assert {name: (root / name).read_bytes() for name in files(root)} == before
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     root = export_volumes(tmp_path)
     (root / "notes.txt").write_text("mine")
-    assert prepare_output(root, {"seed": 1}, overwrite=True) == "new"
+    assert prepare_output(root, {**SETTINGS, "seed": 1}, overwrite=True) == "new"
     assert files(root) == ["notes.txt", "run.json"]
-    assert json.loads((root / "run.json").read_text()) == {"seed": 1}
+    assert json.loads((root / "run.json").read_text()) == {**SETTINGS, "seed": 1}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["no hash", "damaged", "plan.yaml", "checkpoints"])
+def test_a_folder_whose_run_is_no_synthesis_is_never_touched(tmp_path: Path, kind: str, overwrite: bool) -> None:
+    root = export_volumes(tmp_path)
+    if kind in ("no hash", "damaged"):
+        (root / "run.json").write_text('{"plan": {}}' if kind == "no hash" else "{")
+    else:
+        (root / kind).write_text("mine")
+    before = {name: (root / name).read_bytes() for name in files(root)}
+    with pytest.raises(BadInputError, match=r"an output of synthesize, got a folder whose run\.json is not of a synth"):
+        prepare_output(root, {**SETTINGS, "seed": 1}, overwrite=overwrite)
+    assert {name: (root / name).read_bytes() for name in files(root)} == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -133,6 +133,20 @@ def test_arguments_that_the_manifest_fixes_are_refused(model_3d: Path, tmp_path:
         synthesize(tmp_path / "b", replay=tmp_path / "a" / "manifest.jsonl", num_inference_steps=50)
 
 
+def test_a_manifest_alone_downloads_nothing(model_3d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = synthesize(tmp_path / "a", model=str(model_3d), num_samples=1, **FAST)[0]
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps({**json.loads(record.to_json()), "model": "owner/name"}) + "\n", encoding="utf-8"
+    )
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or model_3d)
+    with pytest.raises(BadInputError, match=r"m\.jsonl: expected its model 'owner/name' to be named, .* Give --model"):
+        synthesize(tmp_path / "b", replay=tmp_path / "m.jsonl")
+    assert not asked
+    synthesize(tmp_path / "b", replay=tmp_path / "m.jsonl", model="owner/name")
+    assert asked == ["owner/name"]
+
+
 def test_an_empty_or_mixed_manifest_is_refused(model_3d: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(BadInputError, match=r"empty\.jsonl: expected at least one sample, got none"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -301,6 +302,7 @@ def test_a_model_without_label_generator_asks_for_labels(
     make_generator(3, label=False).save_pretrained(tmp_path / "m")
     with pytest.raises(BadInputError, match=r"expected one with a label generator, got one without. Give --labels"):
         synthesize(tmp_path / "out", model=str(tmp_path / "m"), num_samples=1, **FAST)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,11 @@ def test_a_model_without_label_generator_asks_for_labels(
         ({"sampler": "ddim"}, "sampler: expected one of"),
         ({"precision": "fp8"}, "precision: expected 'auto', 'fp32' or 'bf16', got 'fp8'"),
         ({"label_source": "deform"}, "label_source 'deform': expected label files, got 0"),
+        ({"sampler_spacing": "log"}, "spacing: expected 'default' or one of"),
+        ({"num_inference_steps": 0}, "num_inference_steps: expected 1 to"),
         ({"guidance_scale": -1.0}, "guidance_scale: expected a finite number"),
+        ({"max_memory_gb": 0.0}, "max_memory_gb: expected a finite number above 0, got 0"),
+        ({"max_memory_gb": float("inf")}, "max_memory_gb: expected a finite number above 0, got inf"),
     ],
 )
 def test_an_argument_that_cannot_be_is_one_clear_error(
@@ -319,3 +325,93 @@ def test_an_argument_that_cannot_be_is_one_clear_error(
 ) -> None:
     with pytest.raises(BadInputError, match=message):
         synthesize(tmp_path / "out", **{"model": str(model_3d), "num_samples": 1, **FAST, **change})
+    assert not (tmp_path / "out").exists()  # so the corrected command finds no other run there
+
+
+def test_a_run_that_did_not_fit_goes_on_with_less_memory(
+    model_3d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"model": str(model_3d), "num_samples": 3, **FAST}
+    decode = Generator.decode
+
+    def small(self: Generator, latents: torch.Tensor, **bound: object) -> torch.Tensor:
+        if len(latents) > 1:
+            raise MemoryError
+        return decode(self, latents, **bound)
+
+    monkeypatch.setattr(Generator, "decode", small)
+    with pytest.raises(MemoryError, match="Lower batch_size"):
+        synthesize(tmp_path / "out", batch_size=3, **arguments)
+    records = synthesize(tmp_path / "out", batch_size=1, max_memory_gb=4.0, **arguments)
+    assert [(len(record.batch), record.max_memory_gb) for record in records] == [(1, 4.0)] * 3
+    saved = yaml.safe_load((tmp_path / "out" / "synthesize.yaml").read_text())
+    assert (saved["batch_size"], saved["max_memory_gb"]) == (1, 4.0)
+
+
+@pytest.mark.parametrize(("spatial_dims", "dtype"), [(2, "float32"), (3, "uint8")])
+def test_colors_that_no_png_holds_are_one_file_per_channel(
+    make_generator: Callable[..., Generator], tmp_path: Path, spatial_dims: int, dtype: str
+) -> None:
+    make_generator(spatial_dims, channels=3, image_dtype=dtype).save_pretrained(tmp_path / "m")
+    out = tmp_path / "out"
+    synthesize(out, model=str(tmp_path / "m"), num_samples=1, **FAST)
+    names = sorted(path.name for path in (out / "imagesTr").iterdir())
+    assert names == [f"synthetic_00000_000{channel}.nii.gz" for channel in range(3)]
+    dataset = read_dataset(out)
+    assert [sample.image.shape[0] for sample in load_cases(dataset, dataset.cases)] == [3]
+
+
+def test_a_training_run_is_never_overwritten(model_3d: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("plan.yaml", "run.json", "README.md"):
+        (run / name).write_text("{}")
+    with pytest.raises(BadInputError, match=r"run\.json is not of a synthesis, such as a training run"):
+        synthesize(run, model=str(model_3d), num_samples=1, overwrite=True, **FAST)
+    assert sorted(path.name for path in run.iterdir()) == ["README.md", "checkpoints", "plan.yaml", "run.json"]
+    assert (run / "run.json").read_text() == "{}"
+
+
+def test_an_output_that_holds_its_own_input_is_refused(model_3d: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(out, model=str(model_3d), num_samples=1, **FAST)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(BadInputError, match="labelsTr: expected labels outside of the output folder, got it inside"):
+        synthesize(out, model=str(model_3d), labels=out / "labelsTr", overwrite=True, **FAST)
+    with pytest.raises(BadInputError, match=r"manifest\.jsonl: expected replay outside of the output folder"):
+        synthesize(out, model=str(model_3d), replay=out / "manifest.jsonl", overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_scans_were_removed_makes_them_again(model_3d: Path, tmp_path: Path) -> None:
+    first = synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST)
+    for name in ("imagesTr", "labelsTr"):
+        shutil.rmtree(tmp_path / "out" / name)
+    assert synthesize(tmp_path / "out", model=str(model_3d), num_samples=2, **FAST) == first
+    assert len(voxels(tmp_path / "out")) == 4
+
+
+def test_a_sample_without_an_acceptable_label_is_left_out_when_asked(
+    make_generator: Callable[..., Generator],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # About a third of the draws of this untrained model have more than one part.
+    monkeypatch.setattr("medgen.synthesis.labels.MAX_ATTEMPTS", 1)
+    make_generator(2, constant_classes=(1, 2), max_parts=1).save_pretrained(tmp_path / "m")
+    arguments = {"model": str(tmp_path / "m"), "num_samples": 8, **FAST}
+    with pytest.raises(BadInputError, match="within 1 draws, got none"):
+        synthesize(tmp_path / "strict", **arguments)
+    records = synthesize(tmp_path / "out", skip_bad=True, **arguments)
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert all("within 1 draws, got none" in item["reason"] for item in rejected)
+    made, left_out = {record.case for record in records}, {item["case"] for item in rejected}
+    assert made
+    assert left_out
+    assert not made & left_out
+    assert len(made | left_out) == 8
+    assert synthesize(tmp_path / "out", skip_bad=True, **arguments) == records
+    capsys.readouterr()
+    synthesize(model=str(tmp_path / "m"), replay=tmp_path / "out" / "manifest.jsonl")
+    assert f"{len(records)} of {len(records)} equal the replayed manifest" in capsys.readouterr().out

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medgen.generator import Generator
 from medgen.planning import AutoencoderPlan, DenoiserPlan, LabelPlan, Plan, write_plan
@@ -243,6 +244,53 @@ def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path):
     rows = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
     assert [row["case"] for row in rows] == ["case_1"]
     assert Generator.from_pretrained(output).config.training["training_cases"] == 3
+
+
+def test_bad_validation_scans_alone_do_not_stop_a_run_that_skips_bad_ones(tmp_path):
+    data = make_folder(tmp_path / "data", 2)
+    for case in (4, 5):  # all of the validation split
+        Image.fromarray(np.full((16, 16), 9, np.uint8)).save(data / "images" / f"case_{case}.png")
+    output = train(data, tmp_path / "run", plan=tiny_plan(2, label=None), max_steps=1, skip_bad=True)
+    summary = Generator.from_pretrained(output).config.training
+    assert (summary["training_cases"], summary["validation_cases"]) == (4, 0)
+    rows = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert [row["case"] for row in rows] == ["case_4", "case_5"]
+    for case in range(4):
+        Image.fromarray(np.full((16, 16), 9, np.uint8)).save(data / "images" / f"case_{case}.png")
+    with pytest.raises(BadInputError, match=r"expected at least one training case.*case_0\.png: expected"):
+        train(data, tmp_path / "none", plan=tiny_plan(2, label=None), max_steps=1, skip_bad=True)
+
+
+def test_a_dry_run_shows_the_split_of_labelled_scans_that_training_takes(tmp_path, capsys):
+    data = make_folder(tmp_path / "data", 2, count=14)
+    rows = [row.split(",") for row in (data / "metadata.csv").read_text().splitlines()[1:]]
+    # No split is given, every other scan has no label, and patients differ in their number of scans.
+    patients = (0, 1, 0, 1, 0, 1, 0, 1, 2, 1, 3, 1, 4, 1)
+    lines = [
+        f"{case},{image},{'' if index % 2 else label},p{patients[index]}"
+        for index, (case, image, label, _) in enumerate(rows)
+    ]
+    (data / "metadata.csv").write_text("\n".join(["id,image,label,group", *lines]) + "\n")
+    plan, seen = tiny_plan(2, autoencoder=None, label=None), set()
+    for seed in range(4):
+        train(data, tmp_path / "dry", plan=plan, max_steps=1, seed=seed, dry_run=True)
+        shown = re.search(r"(\d+) scans for training, (\d+) for validation", capsys.readouterr().out).groups()
+        output = train(data, tmp_path / f"run_{seed}", plan=plan, max_steps=1, seed=seed)
+        summary = Generator.from_pretrained(output).config.training
+        assert (summary["training_cases"], summary["validation_cases"]) == tuple(map(int, shown))
+        assert sum(map(int, shown)) == 7
+        seen.add(shown)
+    assert len(seen) > 1  # or the seed would not have mattered
+
+
+def test_a_resumed_run_keeps_every_point_of_its_curves(tmp_path):
+    data, plan = make_folder(tmp_path / "data", 2), tiny_plan(2, label=None, autoencoder=None)
+    train(data, tmp_path / "run", plan=plan)
+    (tmp_path / "run" / "checkpoints" / "denoiser" / "step_00000008.safetensors").unlink()  # as if killed before it
+    train(data, tmp_path / "run", plan=plan)
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "tensorboard" / "denoiser"), purge_orphaned_data=True)
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 
 def test_a_plan_with_a_spacing_refuses_scans_that_state_none(tmp_path):
