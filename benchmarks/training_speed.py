@@ -68,7 +68,7 @@ def medgen_step(plan: Plan, encoder: Autoencoder, denoiser: Denoiser, scans: lis
         seed=0,
     )
     parameters = list(stage.averaged.parameters())
-    average = EMAModel(parameters, decay=own.ema_decay, use_ema_warmup=True, power=3 / 4)
+    average = EMAModel(parameters, decay=own.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
     steps = itertools.count()
 
     def step() -> None:

@@ -48,6 +48,7 @@ def main() -> None:
             guide(generator.denoise, condition, condition.null(), guidance_scale=config.guidance_scale),
             seeded_noise(generator.latent_shape(shape), seeds=[1, 2]),
             objective=config.objective,
+            temperature=config.temperature,
             num_inference_steps=arguments.steps,
         )
         images = generator.decode(latents)

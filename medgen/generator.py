@@ -46,6 +46,7 @@ class GeneratorConfig:
         label_objective: What the label denoiser predicts.
         label_stride: Voxels per axis that one voxel of the label generator covers.
         guidance_scale: Default at synthesis.
+        temperature: Default at synthesis, of images; label maps are drawn at 1.
         shapes: Shapes of training scans on the model's grid before padding, to draw new fields of view from.
         constant_classes: Label values that every training case has.
         max_parts: Connected parts of the foreground that 5 % of the training cases exceed at most; 0 sets no limit.
@@ -69,6 +70,7 @@ class GeneratorConfig:
     label_objective: Objective | None = None
     label_stride: int = 1
     guidance_scale: float = 1.5
+    temperature: float = 1.0
     shapes: tuple[tuple[int, ...], ...] = ()
     constant_classes: tuple[int, ...] = ()
     max_parts: int = 0

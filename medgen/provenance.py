@@ -41,6 +41,7 @@ class SampleRecord:
         sampler_spacing: Name of its timestep spacing.
         num_inference_steps: Network steps of the sampler.
         guidance_scale: w of classifier-free guidance; 1 is off.
+        temperature: Factor on the noise that the image started from; 1 is as trained.
         precision: ``"fp32"`` or ``"bf16"``.
         max_memory_gb: Bound that the decoder worked under, or None.
         label: How the label arose: ``source`` (``files``, ``deform``, ``generate``), its ``file`` name and
@@ -66,6 +67,7 @@ class SampleRecord:
     sampler_spacing: str
     num_inference_steps: int
     guidance_scale: float
+    temperature: float
     precision: str
     max_memory_gb: float | None
     label: dict[str, Any]

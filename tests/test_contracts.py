@@ -36,7 +36,7 @@ ARGUMENTS = {
     "train": "data output plan dry_run skip_bad stages max_steps device seed",
     "synthesize": (
         "output model labels label_source num_samples batch_size seed sampler sampler_spacing num_inference_steps "
-        "guidance_scale precision device max_memory_gb skip_bad overwrite replay"
+        "guidance_scale temperature precision device max_memory_gb skip_bad overwrite replay"
     ),
     "evaluate": "real synthetic output extractor seed skip_bad",
     "read_dataset": "folder",

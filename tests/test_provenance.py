@@ -41,6 +41,7 @@ def record(index: int = 0, **changes: object) -> SampleRecord:
         sampler_spacing="default",
         num_inference_steps=20,
         guidance_scale=2.0,
+        temperature=0.9,
         precision="fp32",
         max_memory_gb=None,
         label={"source": "files", "path": "é/label.nii.gz", "sha256": "cd"},

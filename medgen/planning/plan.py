@@ -114,10 +114,12 @@ class DenoiserPlan(DiffusionPlan):
     Attributes:
         condition_dropout: Chance that a sample trains without its mask, for classifier-free guidance.
         guidance_scale: Default at synthesis; 1 is off.
+        temperature: Default at synthesis: factor on the noise that a scan starts from. Below 1 its texture is cleaner.
     """
 
     condition_dropout: float = 0.15
     guidance_scale: float = 1.5
+    temperature: float = 0.9
 
 
 @dataclass

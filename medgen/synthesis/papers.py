@@ -111,7 +111,7 @@ def _card(
         f"| Voxels | {', '.join(f'{shape} ({count})' for shape, count in shapes)} |",
         f"| Intensities | `{config.image_dtype}`, on the scale typical of the training set |",
         f"| Sampler | {first.sampler}, spacing {first.sampler_spacing}, {first.num_inference_steps} steps, "
-        f"guidance {first.guidance_scale:g}, {first.precision} |",
+        f"guidance {first.guidance_scale:g}, temperature {first.temperature:g}, {first.precision} |",
         f"| Made with | {', '.join(f'{name} {version}' for name, version in first.runtime['versions'].items())} |",
         "",
         f"The layout is nnU-Net v2 raw. `{MANIFEST}` holds one line per scan: seed, label source, settings, hashes.",

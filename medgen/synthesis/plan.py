@@ -62,6 +62,7 @@ class SamplingSettings:
         sampler_spacing: Name of its timestep spacing.
         num_inference_steps: Network steps.
         guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond); None is the model's own.
+        temperature: Factor on the noise that an image starts from; None is the model's own.
         precision: ``"fp32"`` or ``"bf16"``.
         max_memory_gb: Bound for decoding; None decodes in one piece.
     """
@@ -70,6 +71,7 @@ class SamplingSettings:
     sampler_spacing: str = "default"
     num_inference_steps: int = 20
     guidance_scale: float | None = None
+    temperature: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     max_memory_gb: float | None = None
 

@@ -52,6 +52,7 @@ def synthesize(
     sampler_spacing: str = "default",
     num_inference_steps: int = 20,
     guidance_scale: float | None = None,
+    temperature: float | None = None,
     precision: Precision = "auto",
     device: str = "auto",
     max_memory_gb: float | None = None,
@@ -80,6 +81,8 @@ def synthesize(
         sampler_spacing: Spacing of the steps: 'default', 'lu', 'karras' or 'uniform'.
         num_inference_steps: Steps of the sampler; more is slower and more exact.
         guidance_scale: How strictly the scan follows its label (1: as trained); by default the model's own.
+        temperature: Factor on the noise that a scan starts from; less makes cleaner scans that differ less from each
+            other (1: as trained); by default the model's own.
         precision: 'bf16', 'fp32', or 'auto' for bf16 where the hardware is fast at it.
         device: 'auto', 'cpu', 'cuda' or another torch device.
         max_memory_gb: Bound on memory for decoding large scans, by tiles.
@@ -130,6 +133,7 @@ def synthesize(
                 sampler_spacing=sampler_spacing,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=generator.config.guidance_scale if guidance_scale is None else guidance_scale,
+                temperature=generator.config.temperature if temperature is None else temperature,
                 precision=resolve_precision(precision, chosen),
                 max_memory_gb=max_memory_gb,
             ),
@@ -144,7 +148,8 @@ def synthesize(
         why = " (auto)" if precision == "auto" and again is None else ""
         print(
             f"model {name} on {chosen} in {settings.precision}{why}, {settings.sampler}, "
-            f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
+            f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, temperature "
+            f"{settings.temperature:g}"
         )
     state.wait_for_everyone()
     _make(output, generator, name, job.batches, state, skip_bad=skip_bad)

@@ -92,6 +92,7 @@ def check_settings(generator: Generator, settings: SamplingSettings, *, generate
         raise BadInputError(f"max_memory_gb: expected a finite number above 0, got {bound}.")
     config = generator.config
     scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    temperature = config.temperature if settings.temperature is None else settings.temperature
     runs = [(config.objective, settings.sampler)]
     if generate:
         runs.append(label_sampling(generator, settings.sampler))
@@ -103,6 +104,7 @@ def check_settings(generator: Generator, settings: SamplingSettings, *, generate
             sampler=sampler,
             spacing=settings.sampler_spacing,
             num_inference_steps=settings.num_inference_steps,
+            temperature=temperature,
         )
 
 
@@ -213,6 +215,7 @@ def _run_networks(
         sampler=settings.sampler,
         spacing=settings.sampler_spacing,
         num_inference_steps=settings.num_inference_steps,
+        temperature=config.temperature if settings.temperature is None else settings.temperature,
     )
     with autocast(device, settings.precision):
         images = generator.decode(latents, max_memory_gb=settings.max_memory_gb)

@@ -144,7 +144,7 @@ class AutoencoderStage:
         self.discriminator = discriminator.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.networks = {"autoencoder": self.averaged, "discriminator": self.discriminator}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "autoencoder": torch.optim.AdamW(autoencoder.parameters(), betas=(0.9, 0.99), weight_decay=0.0),
+            "autoencoder": torch.optim.AdamW(autoencoder.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True),
             "discriminator": torch.optim.AdamW(
                 [{"params": list(discriminator.parameters()), "scale": 0.2}], betas=(0.5, 0.9), weight_decay=0.0
             ),

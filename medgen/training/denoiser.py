@@ -100,7 +100,7 @@ class DenoiserStage:
         self.averaged = denoiser.to(accelerator.device, memory_format=layout).train()
         self.networks: dict[str, nn.Module] = {"denoiser": self.averaged}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "denoiser": torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+            "denoiser": torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
         }
 
     def _read(self, path: Path, seed: int | None) -> tuple[torch.Tensor, ...]:

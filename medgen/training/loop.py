@@ -138,7 +138,7 @@ def run_stage(
     """
     world, rank = accelerator.num_processes, accelerator.process_index
     parameters = list(stage.averaged.parameters())
-    ema = EMAModel(parameters, decay=stage.ema_decay, use_ema_warmup=True, power=3 / 4)
+    ema = EMAModel(parameters, decay=stage.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
     checkpoints = folder / "checkpoints" / stage.name
     start = _load(stage, ema, checkpoints)
     log_path = folder / "logs" / f"{stage.name}.jsonl"

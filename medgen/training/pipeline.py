@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from medgen.data.dataset import Dataset, read_dataset, split_cases
-from medgen.data.intensity import IntensityMap
-from medgen.generator import Generator, GeneratorConfig
+from medgen.generator import Generator
 from medgen.networks import Autoencoder, Denoiser
 from medgen.planning import (
     STAGES,
@@ -36,6 +32,7 @@ from medgen.training.autoencoder import AutoencoderStage
 from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
 from medgen.training.card import write_card
 from medgen.training.denoiser import DenoiserStage
+from medgen.training.describe import describe_generator
 from medgen.training.folder import (
     REJECTED,
     check_output,
@@ -177,21 +174,6 @@ def _cap(plan: Plan, steps: int | None) -> Plan:
     return dataclasses.replace(plan, **short)
 
 
-def typical_intensity(scans: Sequence[CachedScan]) -> IntensityMap:
-    """Map of a typical scan: medians, over the scans, of the source values that become -1 and 1.
-
-    Args:
-        scans: The training scans.
-
-    Returns:
-        The map; one pair of numbers per channel.
-    """
-    scale, shift = (np.array([getattr(scan, name) for scan in scans], dtype=float) for name in ("scale", "shift"))
-    low, high = (np.median((end - shift) / scale, axis=0) for end in (-1, 1))
-    typical = 2 / (high - low)
-    return IntensityMap(tuple(typical.tolist()), tuple((-1 - low * typical).tolist()))
-
-
 class _Run:
     """State of one training run: its plan, its cached scans and the bundle that grows."""
 
@@ -293,44 +275,6 @@ class _Run:
                 "Run it first, or leave --stages out."
             )
 
-    def _config(self) -> GeneratorConfig:
-        plan = self.plan
-        shapes = [tuple(map(min, scan.shape, plan.size)) for scan in self.train]
-        constant = set.intersection(*(set(scan.classes) for scan in self.train)) - {0}
-        parts = int(np.quantile([scan.parts for scan in self.train], 0.95, method="higher"))
-        if any(shape != scan.shape for shape, scan in zip(shapes, self.train, strict=True)):
-            # Of crops these two are not known, and what the label generator draws then are crops.
-            constant, parts = set(), 0
-        return GeneratorConfig(
-            name=plan.name,
-            spatial_dims=plan.spatial_dims,
-            channel_names=plan.channel_names,
-            class_names=plan.class_names,
-            size=plan.size,
-            objective=plan.denoiser.objective,
-            normalization=plan.normalization,
-            intensity=typical_intensity(self.train),
-            image_dtype=plan.image_dtype,
-            modality=plan.modality,
-            spacing=plan.spacing,
-            orientation=plan.orientation,
-            label_objective=plan.label.objective if plan.label else None,
-            label_stride=plan.label_stride,
-            guidance_scale=plan.denoiser.guidance_scale,
-            shapes=tuple(shapes),
-            constant_classes=tuple(sorted(constant)),
-            max_parts=parts,
-            training={
-                "data": self.dataset.root.name,
-                "training_cases": len(self.train),
-                "validation_cases": len(self.val),
-                "seed": self.seed,
-                "steps": {name: getattr(plan, name).steps for name in STAGES if getattr(plan, name) is not None},
-                "versions": {name: version(name) for name in ("medgen", "torch", "monai", "diffusers")},
-                "python": platform.python_version(),
-            },
-        )
-
     def _variants(
         self, scans: list[CachedScan], generator: Generator, kind: str, plan: DiffusionPlan, variants: int, title: str
     ) -> list[Path]:
@@ -404,7 +348,8 @@ class _Run:
         if finished(self.folder, "denoiser", plan.steps) and self._has_model():
             return
         denoiser = self._build(Denoiser, "denoiser")
-        generator = Generator(self._config(), denoiser, self._autoencoder())
+        config = describe_generator(self.plan, self.dataset.root.name, self.train, len(self.val), seed=self.seed)
+        generator = Generator(config, denoiser, self._autoencoder())
         self._measure_latents(generator)
         self._train_denoiser("denoiser", denoiser, plan, generator, preview_images)
 

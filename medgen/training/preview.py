@@ -64,9 +64,12 @@ def preview_images(
     condition = Condition(one_hot(label, generator.num_classes, valid=real["valid"]).to(device))
     seeds = [derive_seed(seed, "preview", index) for index in range(len(label))]
     noise = seeded_noise(generator.latent_shape(tuple(label.shape[1:])), seeds).to(device)
-    guided = guide(generator.denoise, condition, condition.null(), guidance_scale=generator.config.guidance_scale)
+    config = generator.config
+    guided = guide(generator.denoise, condition, condition.null(), guidance_scale=config.guidance_scale)
     with autocast(device, precision):
-        image = generator.decode(sample(guided, noise, objective=generator.config.objective)).cpu()
+        image = generator.decode(
+            sample(guided, noise, objective=config.objective, temperature=config.temperature)
+        ).cpu()
     captions = _captions("real", "synthetic", scans=scans)
     labels = torch.cat([label, label])
     sample_grid(torch.cat([real["image"], image]), labels, picture, captions=captions, class_names=_names(generator))

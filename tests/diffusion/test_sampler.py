@@ -75,6 +75,20 @@ def test_true_standard_deviation_within_five_percent_at_default_spacing(objectiv
     assert x0.mean().item() == pytest.approx(mean, abs=1e-3 if from_pure_noise else 0.1 * abs(mean) + 1e-3)
 
 
+@pytest.mark.parametrize("objective", [FLOW, V], ids=str)
+def test_the_temperature_is_a_factor_on_the_spread_and_leaves_the_mean(objective):
+    noise = torch.linspace(-2, 2, 9).view(1, 1, 3, 3)
+    x0 = sample(gaussian(objective, 0.3, 0.4), noise, objective=objective, num_inference_steps=100, temperature=0.8)
+    assert x0.mean().item() == pytest.approx(0.3, abs=1e-3)
+    assert (x0.std() / noise.std()).item() == pytest.approx(0.8 * 0.4, rel=0.01)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_temperature_that_is_no_positive_number_is_refused(temperature):
+    with pytest.raises(BadInputError, match="temperature: expected a finite number above 0"):
+        sample(smooth, noise_like(), objective=FLOW, temperature=temperature)
+
+
 @pytest.mark.parametrize("sampler", ["dpm++2m", "unipc", "heun"])
 @pytest.mark.parametrize("objective", [FLOW, V], ids=str)
 def test_every_voxel_lands_where_the_exact_flow_takes_it(objective, sampler):

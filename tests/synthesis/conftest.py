@@ -49,6 +49,7 @@ def build_generator(spatial_dims: int, *, label: bool = True, channels: int = 1,
         "label_objective": Objective() if label else None,
         "label_stride": 2 if label else 1,
         "guidance_scale": 1.5,
+        "temperature": 0.9,
         "shapes": ((11, 9, 10), (8, 12, 7)) if spatial_dims == 3 else ((12, 10),),
         "constant_classes": (1,),
     }

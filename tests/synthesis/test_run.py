@@ -62,6 +62,7 @@ def test_the_folder_is_a_readable_data_set_that_says_it_is_synthetic(
         assert line["synthetic"] is True
         assert line["model_hash"] == Generator.from_pretrained(model_3d).weights_hash
         assert (line["sampler"], line["num_inference_steps"], line["guidance_scale"]) == ("dpm++2m", 3, 1.5)
+        assert line["temperature"] == 0.9
         image = nib.load(out / "imagesTr" / f"{line['case']}_0000.nii.gz")
         assert line["image_sha256"] == sha256_array(np.asarray(image.dataobj)[None].astype(np.int16))
         assert line["shape"] == list(image.shape)
@@ -316,6 +317,7 @@ def test_a_model_without_label_generator_asks_for_labels(
         ({"sampler_spacing": "log"}, "spacing: expected 'default' or one of"),
         ({"num_inference_steps": 0}, "num_inference_steps: expected 1 to"),
         ({"guidance_scale": -1.0}, "guidance_scale: expected a finite number"),
+        ({"temperature": 0.0}, "temperature: expected a finite number above 0"),
         ({"max_memory_gb": 0.0}, "max_memory_gb: expected a finite number above 0, got 0"),
         ({"max_memory_gb": float("inf")}, "max_memory_gb: expected a finite number above 0, got inf"),
     ],

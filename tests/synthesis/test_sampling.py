@@ -113,6 +113,19 @@ def test_guidance_scale_one_is_the_plain_condition_and_the_default_is_the_models
     assert (plain - own).abs().max() > 1e-3 * RANGE
 
 
+def test_the_temperature_is_the_models_own_and_leaves_generated_labels_alone(
+    make_generator: Callable[..., Generator],
+) -> None:
+    generator = make_generator(3, image_dtype="float32", temperature=0.8)
+    trained, low, own = (
+        next(iter_samples(generator, plan_samples(1), replace(SETTINGS, temperature=temperature)))
+        for temperature in (1.0, 0.8, None)
+    )
+    assert torch.equal(low.image, own.image)
+    assert np.array_equal(low.label, trained.label)
+    assert (trained.image - own.image).abs().max() > 1e-3 * RANGE
+
+
 def shift_distance(generator: Generator, channel: int, amount: float) -> None:
     """Make a class rarer: flow has x0 = noise - output, so a larger output means a smaller distance."""
     assert generator.label_denoiser is not None
