@@ -192,6 +192,7 @@ def main(
     dataset: Literal["hippocampus3d", "cardiac_acdc"],
     model: str = "hippocampus-mr-3d",
     guidance_scale: float | None = None,
+    temperature: float | None = None,
     num_inference_steps: int = 20,
     batch_size: int = 8,
     seed: int = 0,
@@ -206,6 +207,7 @@ def main(
         dataset: Which real scans.
         model: Folder or name of the generator.
         guidance_scale: As for `medgen synthesize`; None is the model's own.
+        temperature: As for `medgen synthesize`; None is the model's own.
         num_inference_steps: As for `medgen synthesize`.
         batch_size: As for `medgen synthesize`.
         seed: As for `medgen synthesize`.
@@ -232,12 +234,15 @@ def main(
         return
     generator = Generator.from_pretrained(model)
     scale = generator.config.guidance_scale if guidance_scale is None else guidance_scale
-    output = workdir / dataset / f"synthetic-{generator.weights_hash[:8]}-w{scale:g}-s{num_inference_steps}-{seed}"
+    noise = generator.config.temperature if temperature is None else temperature
+    settings = f"w{scale:g}-t{noise:g}-s{num_inference_steps}"
+    output = workdir / dataset / f"synthetic-{generator.weights_hash[:8]}-{settings}-{seed}"
     records = synthesize(
         output,
         model=model,
         labels=link_files([case.label for case in val if case.label], workdir / dataset / "val_labels"),
         guidance_scale=guidance_scale,
+        temperature=temperature,
         num_inference_steps=num_inference_steps,
         batch_size=batch_size,
         seed=seed,
@@ -266,6 +271,7 @@ def main(
         model={"name": generator.config.name, "weights_hash": generator.weights_hash},
         synthesis={
             "guidance_scale": scale,
+            "temperature": noise,
             "sampler": records[0].sampler,
             "num_inference_steps": num_inference_steps,
             "precision": records[0].precision,

@@ -28,7 +28,7 @@ from medgen.data.intensity import Normalization
 from medgen.evaluation import evaluate
 from medgen.generator import Generator
 from medgen.metrics.ms_ssim import ms_ssim
-from medgen.provenance import MANIFEST, read_manifest
+from medgen.provenance import MANIFEST, SampleRecord, read_manifest
 from medgen.synthesis import synthesize
 
 MOST_RATIO = 2.0
@@ -44,6 +44,7 @@ def make_scans(
     labels: int | None,
     per_label: int,
     guidance_scale: float | None,
+    temperature: float | None,
     batch_size: int,
     seed: int,
 ) -> Path:
@@ -53,8 +54,10 @@ def make_scans(
     labels = min(labels or len(val), len(files))
     chosen = [files[index * len(files) // labels] for index in range(labels)]
     generator = Generator.from_pretrained(model)
-    scale = generator.config.guidance_scale if guidance_scale is None else guidance_scale
-    name = f"{generator.weights_hash[:8]}-w{scale:g}-{split}{labels}x{per_label}-{seed}"
+    config = generator.config
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    noise = config.temperature if temperature is None else temperature
+    name = f"{generator.weights_hash[:8]}-w{scale:g}-t{noise:g}-{split}{labels}x{per_label}-{seed}"
     output = workdir / dataset / f"realism-{name}"
     synthesize(
         output,
@@ -62,6 +65,7 @@ def make_scans(
         labels=link_files(chosen, workdir / dataset / f"labels-{split}{labels}"),
         num_samples=labels * per_label,
         guidance_scale=guidance_scale,
+        temperature=temperature,
         batch_size=batch_size,
         seed=seed,
         overwrite=True,
@@ -121,6 +125,11 @@ def real_pairs_of_similar_labels(dataset: Dataset, scales: int) -> dict[str, Any
     return {"mean": statistics.fmean(values), "pairs": len(values), "label_dice": statistics.fmean(dices)}
 
 
+def _settings(record: SampleRecord) -> tuple[tuple[str, Any], ...]:
+    names = ("model_hash", "sampler", "num_inference_steps", "guidance_scale", "temperature", "precision")
+    return tuple((name, getattr(record, name)) for name in names)
+
+
 def main(
     dataset: Literal["hippocampus3d", "cardiac_acdc"],
     synthetic: Path | None = None,
@@ -129,6 +138,7 @@ def main(
     labels: int | None = None,
     per_label: int = 2,
     guidance_scale: float | None = None,
+    temperature: float | None = None,
     batch_size: int = 8,
     num_pairs: int = 200,
     seed: int = 0,
@@ -144,6 +154,7 @@ def main(
         labels: For how many label maps; None is as many as there are validation scans.
         per_label: How many scans for each.
         guidance_scale: As for `medgen synthesize`; None is the model's own.
+        temperature: As for `medgen synthesize`; None is the model's own.
         batch_size: As for `medgen synthesize`.
         num_pairs: As for `medgen evaluate`.
         seed: Of synthesis and evaluation.
@@ -157,6 +168,7 @@ def main(
         labels=labels,
         per_label=per_label,
         guidance_scale=guidance_scale,
+        temperature=temperature,
         batch_size=batch_size,
         seed=seed,
     )
@@ -198,15 +210,8 @@ def main(
         n={name: report[side][name] for side, name in (("real", "train"), ("real", "val"), ("synthetic", "scans"))}
         | {"per_side": frechet["n"], "labels": len({record.label.get("sha256") for record in records})},
         seeds=[seed],
-        synthesis=[
-            {
-                "model_hash": record.model_hash,
-                "label": record.label.get("file", ""),
-                "seed": record.seed,
-                "guidance_scale": record.guidance_scale,
-            }
-            for record in records
-        ],
+        synthesis=[dict(values) for values in dict.fromkeys(map(_settings, records))],
+        scans=[{"label": record.label.get("file", ""), "seed": record.seed} for record in records],
         label_split=None if synthetic else split,
         extractor=report["extractor"],
         frechet_distance=frechet,

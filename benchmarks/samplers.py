@@ -106,7 +106,7 @@ def main() -> None:
                             "zero_terminal_snr": None if objective.is_flow else objective.zero_terminal_snr,
                             "sampler": sampler,
                             "spacing": spacing,
-                            "default": spacing == ("uniform" if sampler == "euler" else "lu"),
+                            "default": spacing == "lu",
                             "steps": steps,
                             "ratio": ratio,
                             "mixture_error": round(mixture, 4),

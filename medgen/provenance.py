@@ -91,7 +91,8 @@ class SampleRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SampleRecord:
-        """Build a record from parsed JSON; keys that later stages added are left out.
+        """Build a record from parsed JSON; keys that later stages added are left out, and a record from before
+        temperatures has 1.
 
         Args:
             values: Parsed line of a manifest.
@@ -102,6 +103,7 @@ class SampleRecord:
         Raises:
             BadInputError: If a key is missing.
         """
+        values = {"temperature": 1.0, **values}  # records from before it could be set
         names = [item.name for item in fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:

@@ -328,6 +328,8 @@ def test_an_edit_changes_what_it_says_and_nothing_else(gray_plan: Plan, tmp_path
             {"autoencoder": {"patch_size": [32, 12], "feature_weight": 0.1}},
             "autoencoder.patch_size: expected at least 16 voxels per axis, which the discriminator needs, got [32, 12",
         ),
+        ({"denoiser": {"temperature": 0.0}}, "denoiser.temperature: expected a finite number above 0, got 0"),
+        ({"denoiser": {"guidance_scale": -1.0}}, "denoiser.guidance_scale: expected a finite number of 0 or more"),
         ({"denoiser": {"attention_levels": [True]}}, "denoiser.attention_levels: expected one value for each of the 3"),
         ({"denoiser": {"steps": 0}}, "denoiser.steps: expected 1 or more, got 0."),
         ({"normalization": {"low": 3, "high": 1}}, "normalization: expected low < high"),

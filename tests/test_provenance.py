@@ -96,6 +96,12 @@ def test_a_damaged_line_is_named_by_file_and_number(tmp_path: Path) -> None:
         read_manifest(tmp_path / "absent.jsonl")
 
 
+def test_a_record_from_before_temperatures_was_drawn_at_one(tmp_path: Path) -> None:
+    values = json.loads(record(0).to_json())
+    del values["temperature"]
+    assert SampleRecord.from_dict(values).temperature == 1.0
+
+
 def test_the_final_manifest_is_ordered_with_one_line_a_case(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     newer = record(2, seed=7)

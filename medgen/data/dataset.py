@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -29,7 +29,6 @@ __all__ = [
     "read_dataset",
     "read_labels",
     "require_orientation",
-    "require_spacing",
     "split_cases",
 ]
 
@@ -200,25 +199,6 @@ def load_label(path: str | Path, class_names: Mapping[int, str], *, case: str | 
     return Sample(case=case or stem(path.name), grid=grid, label=label)
 
 
-def require_spacing(path: str | Path, grid: Grid, spacing: Sequence[float], *, tolerance: float = 0.01) -> None:
-    """Check a scan against a model that works at one voxel size and does not resample.
-
-    Args:
-        path: File that the grid was read from, for the message.
-        grid: Grid of the scan. A grid of unknown spacing passes.
-        spacing: Voxel edge lengths of the model in mm, in the array order of the scan.
-        tolerance: Largest relative difference that passes.
-
-    Raises:
-        BadInputError: If the spacing differs.
-    """
-    if grid.known and not np.allclose(grid.spacing, spacing, rtol=tolerance, atol=0):
-        raise BadInputError(
-            f"{path}: expected the model's voxel size {_millimeters(spacing)}, got {_millimeters(grid.spacing)}. "
-            "Resample the scan, or train with a spacing in the plan, so that medgen resamples every scan to it."
-        )
-
-
 def require_orientation(path: str | Path, grid: Grid, orientation: str | None) -> None:
     """Check that a scan says which way it lies, where the model has an orientation that it must be turned to.
 
@@ -287,7 +267,3 @@ def _require_classes(path: Path, label: torch.Tensor, class_names: Mapping[int, 
             f"{path}: expected at least one voxel of a class other than background, got an empty label. "
             "Correct or remove this case."
         )
-
-
-def _millimeters(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in spacing) + " mm"

@@ -100,7 +100,7 @@ def sample(
         noise: ``(B, C, *spatial)`` standard normal.
         objective: What the network was trained for.
         sampler: ``ddim`` (VP) or ``euler`` (flow), the same first-order step; ``dpm++2m``, ``unipc``, ``heun``.
-        spacing: As for :func:`time_grid`; ``default`` is ``uniform`` for ``euler`` and ``lu`` for the others.
+        spacing: As for :func:`time_grid`; ``default`` is ``lu``.
         num_inference_steps: Number of steps; second-order samplers need about 20, first-order ones about 100.
         temperature: Factor on the noise that sampling starts from (Kingma & Dhariwal 2018, arXiv:1807.03039). Below 1
             it takes back noise that a network short of training leaves in smooth regions; samples of one condition
@@ -120,9 +120,7 @@ def sample(
         )
     if not (math.isfinite(temperature) and temperature > 0):
         raise BadInputError(f"temperature: expected a finite number above 0, got {temperature}. 1 is as trained.")
-    if spacing == "default":
-        spacing = "uniform" if sampler == "euler" else "lu"
-    s, t = time_grid(objective, num_inference_steps, spacing=spacing)
+    s, t = time_grid(objective, num_inference_steps, spacing="lu" if spacing == "default" else spacing)
     scale = np.ones_like(s) if objective.is_flow else np.hypot(1 - s, s)  # z = scale x
 
     def predict_x0(z: Tensor, i: int) -> Tensor:

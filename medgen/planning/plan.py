@@ -204,6 +204,15 @@ class Plan:
                     f"discriminator needs, got {list(patch)}. Raise it, or set adversarial_weight and feature_weight "
                     "to 0."
                 )
+        guidance, temperature = self.denoiser.guidance_scale, self.denoiser.temperature
+        if not (math.isfinite(guidance) and guidance >= 0):
+            raise BadInputError(
+                f"denoiser.guidance_scale: expected a finite number of 0 or more, got {guidance}. Correct it."
+            )
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise BadInputError(
+                f"denoiser.temperature: expected a finite number above 0, got {temperature}. Correct it."
+            )
         for name in STAGES:
             stage = getattr(self, name)
             if stage is None:

@@ -16,8 +16,15 @@ from medgen.types import BadInputError
 PLAN, RUN, REJECTED = "plan.yaml", "run.json", "rejected.jsonl"
 # All that a run leaves behind before its first training step.
 _BEFORE_TRAINING = {PLAN, REJECTED, "cache"}
-# Settings that change the pace or the memory of a run, but not what is learned.
-_FREE = {"gradient_checkpointing", "checkpoint_every", "validate_every", "fingerprint"}
+# Settings that change pace or memory of a run, or what its model is used with, but not what is learned.
+_FREE = {
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "validate_every",
+    "fingerprint",
+    "guidance_scale",
+    "temperature",
+}
 # The number format that `precision` comes to on a machine counts instead of its name.
 _FREE_OF_PLAN = _FREE | {"precision"}
 _SHOWN = 3
@@ -169,6 +176,8 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> bool:
             f"{path}: expected the record of a run, got a damaged file ({error}). Choose another --output."
         ) from error
     now = _flat(json.loads(json.dumps(identity)))
+    # A setting that was not free when the run began is so now.
+    before = {key: value for key, value in before.items() if not _is_free(key)}
     changes = [
         f"{key} is {now.get(key, 'absent')}, was {before.get(key, 'absent')}"
         for key in sorted(before.keys() | now.keys())
@@ -188,6 +197,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _is_free(key: str) -> bool:
+    return key.startswith("plan.") and key.rpartition(".")[2] in _FREE_OF_PLAN
 
 
 def _some(texts: Sequence[str]) -> str:

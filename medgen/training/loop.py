@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from medgen.precision import is_out_of_memory
-from medgen.provenance import write_text
+from medgen.provenance import explain_full_disk, write_text
 from medgen.seeding import stream
 from medgen.training.tensors import save_tensors
 from medgen.types import BadInputError
@@ -187,7 +187,7 @@ def run_stage(
         if main and writer is not None:
             bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
             record["seconds"] = round(time.monotonic() - began, 3)
-            with log_path.open("a") as file:
+            with explain_full_disk(log_path), log_path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             for name, value in record.items():
                 if name != "step":
@@ -278,10 +278,19 @@ def _load(stage: Stage, ema: EMAModel, folder: Path) -> int:
                 index, entry = key.removeprefix(prefix).split(".", 1)
                 whole["state"].setdefault(int(index), {})[entry] = value
         optimizer.load_state_dict(whole)
+        _follow_layout(optimizer)
     shadow = [tensors[f"ema.{index}"] for index in range(len(ema.shadow_params))]
     ema.load_state_dict({**scalars["ema"], "shadow_params": shadow})
     ema.to(next(stage.averaged.parameters()).device)
     return step
+
+
+def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded moments the memory layout of their parameters: a fused step pairs elements as they lie in memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def load_averaged(network: nn.Module, folder: Path, stage: str) -> None:

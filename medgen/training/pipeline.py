@@ -16,6 +16,7 @@ from medgen.generator import Generator
 from medgen.networks import Autoencoder, Denoiser
 from medgen.planning import (
     STAGES,
+    DenoiserPlan,
     DiffusionPlan,
     Plan,
     StageName,
@@ -346,12 +347,24 @@ class _Run:
         """Stage `denoiser`; the run folder has a usable model from its first validation on."""
         plan = self.plan.denoiser
         if finished(self.folder, "denoiser", plan.steps) and self._has_model():
+            self._renew_defaults(plan)
             return
         denoiser = self._build(Denoiser, "denoiser")
         config = describe_generator(self.plan, self.dataset.root.name, self.train, len(self.val), seed=self.seed)
         generator = Generator(config, denoiser, self._autoencoder())
         self._measure_latents(generator)
         self._train_denoiser("denoiser", denoiser, plan, generator, preview_images)
+
+    def _renew_defaults(self, plan: DenoiserPlan) -> None:
+        """Take over what the plan says of synthesis, which may be changed after training."""
+        if not self.accelerator.is_main_process:
+            return
+        generator = Generator.from_pretrained(model_folder(self.folder))
+        names = ("guidance_scale", "temperature")
+        if any(getattr(generator.config, name) != getattr(plan, name) for name in names):
+            for name in names:
+                setattr(generator.config, name, getattr(plan, name))
+            self._save(generator)
 
     def train_label(self) -> None:
         """Stage `label`: adds a label generator to the model."""

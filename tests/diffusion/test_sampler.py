@@ -240,7 +240,7 @@ def test_multistep_samplers_equal_diffusers(sampler, scheduler, prediction, step
 def test_euler_equals_the_flow_scheduler_of_diffusers(steps):
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
-    ours = sample(smooth, noise_like(), objective=FLOW, sampler="euler", num_inference_steps=steps)
+    ours = sample(smooth, noise_like(), objective=FLOW, sampler="euler", spacing="uniform", num_inference_steps=steps)
     torch.testing.assert_close(ours, by_diffusers(scheduler, noise_like(), FLOW), atol=1e-5, rtol=1e-5)
 
 

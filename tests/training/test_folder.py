@@ -140,6 +140,27 @@ def test_what_only_changes_pace_and_memory_goes_on_and_is_written_down(data, tmp
     assert (run / "checkpoints" / "denoiser" / "step_00000003.safetensors").is_file()
 
 
+def test_synthesis_settings_may_be_changed_after_training_and_reach_the_model(data, tmp_path):
+    stages = ("autoencoder", "denoiser")
+    run = train(data, tmp_path / "run", plan=tiny(), device="cpu", stages=stages)
+    before = Generator.from_pretrained(run / "model")
+    assert (before.config.guidance_scale, before.config.temperature) == (1.5, 0.9)
+    train(data, run, plan=change_denoiser(temperature=1.0, guidance_scale=2.0), device="cpu", stages=stages)
+    after = Generator.from_pretrained(run / "model")
+    assert (after.config.guidance_scale, after.config.temperature) == (2.0, 1.0)
+    assert after.weights_hash != before.weights_hash
+    for one, other in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(data, tmp_path):
+    run = begin(data, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["plan"]["denoiser"]["guidance_scale"] = 1.5
+    (run / "run.json").write_text(json.dumps(record))
+    begin(data, run)
+
+
 def test_a_dry_run_writes_the_plan_that_the_real_run_follows_after_an_edit(data, tmp_path, capsys):
     output = tmp_path / "new" / "run"
     train(data, output, plan=tiny(), device="cpu", dry_run=True)
