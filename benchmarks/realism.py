@@ -9,7 +9,9 @@ scans drawn over the very label maps of the validation scans would be compared w
 distance to the validation scans at most twice that of the training scans at equal n, and MS-SSIM among scans of one
 label map within 0.05 of that among real scans. Real scans whose labels agree are alike around them too: how much, pairs
 of each validation scan and the training scan of another patient with the most similar label map show beside it.
-Writes ``benchmarks/results/realism_DATASET.json``.
+``--split val`` makes the scans for the validation label maps, of which the model remembers nothing: their diversity
+beside that of the training label maps tells memory from faithfulness. Writes
+``benchmarks/results/realism_DATASET.json``, or ``realism_DATASET_val_labels.json``.
 """
 
 from __future__ import annotations
@@ -205,7 +207,7 @@ def main(
     table(["figure", "value", "goal", ""], rows)
     print(f"\npicture: {workdir / dataset / 'report' / 'report.png'}")
     save(
-        f"realism_{dataset}",
+        f"realism_{dataset}" + ("_val_labels" if split == "val" else ""),
         what="Fréchet distance (medians over random subsets of equal n) and MS-SSIM of pairs, as `medgen evaluate`",
         n={name: report[side][name] for side, name in (("real", "train"), ("real", "val"), ("synthetic", "scans"))}
         | {"per_side": frechet["n"], "labels": len({record.label.get("sha256") for record in records})},
