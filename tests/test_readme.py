@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +19,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
 
 
+BENCHMARK = r"`python (benchmarks/\w+\.py)([^`]*)`"
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
 MEDGEN_LINES = [line for line in COMMANDS if line.startswith("medgen ")]
 
@@ -43,7 +45,18 @@ def test_command_is_accepted(line: str, repository: Path, monkeypatch: pytest.Mo
 
 def test_every_option_named_in_the_text_exists() -> None:
     known = {key for name in cli.COMMANDS for key in cli._keys(cli._function(name))} | {"config", "help"}
-    assert set(re.findall(r"--([a-z_]+)", README)) <= known
+    text = re.sub(BENCHMARK, "", README)
+    assert set(re.findall(r"--([a-z_]+)", text)) <= known
+
+
+def test_every_option_of_a_benchmark_exists(repository: Path) -> None:
+    found = re.findall(BENCHMARK, README)
+    assert len(found) >= 8
+    for script, words in found:
+        tree = ast.parse((repository / script).read_text(encoding="utf-8"))
+        main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+        known = {argument.arg for argument in (*main.args.args, *main.args.kwonlyargs)}
+        assert set(re.findall(r"--([a-z_]+)", words)) <= known
 
 
 def test_every_file_named_in_the_text_exists(repository: Path) -> None:
