@@ -255,7 +255,7 @@ def _explain(name: str, arguments: Sequence[str], message: str) -> str:
 
 def _keys(function: Any) -> list[str]:
     """Names of the function's arguments, and of the fields of every dataclass below them."""
-    keys, pending = [], list(get_type_hints(function).items())
+    keys, pending = [], [(key, hint) for key, hint in get_type_hints(function).items() if key != "return"]
     while pending:
         key, hint = pending.pop()
         keys.append(key)

@@ -301,3 +301,8 @@ def test_the_program_answers_without_a_command(words: list[str], code: int, stre
     done = subprocess.run([sys.executable, "-m", "medgen", *words], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert text in getattr(done, stream)
+
+
+def test_a_hint_names_an_argument_and_nothing_of_what_the_command_returns(capsys):
+    assert cli.main(["synthesize", "--output", "x", "--label", "y"]) == 2
+    assert "unknown key 'label'. Did you mean 'labels'?" in capsys.readouterr().err
