@@ -252,7 +252,7 @@ def _class_distances(array: np.ndarray, spacing: Spacing) -> tuple[torch.Tensor,
 
 
 def _warp(distances: torch.Tensor, values: np.ndarray, deformation: Deformation) -> np.ndarray:
-    """Pull the class of every voxel from its source; beyond the field of view the border voxels go on."""
+    """Pull the class of every voxel from its source; beyond the field of view the map is mirrored."""
     shape = deformation.shape
     spacing, center = np.asarray(deformation.spacing), np.asarray(deformation.center)
     inverse = np.linalg.inv(_affine(deformation))
@@ -268,7 +268,7 @@ def _warp(distances: torch.Tensor, values: np.ndarray, deformation: Deformation)
         # grid_sample wants [-1, 1] between the outer voxel centres and the last array axis first.
         grid = torch.from_numpy(np.ascontiguousarray((source / spacing / half - 1)[..., ::-1])).to(torch.float32)
         sampled = torch.nn.functional.grid_sample(
-            distances[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
+            distances[None], grid[None], mode="bilinear", padding_mode="reflection", align_corners=True
         )
         parts.append(sampled[0].argmax(dim=0).numpy())
     return values[np.concatenate(parts)]

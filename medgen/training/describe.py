@@ -45,11 +45,12 @@ def describe_generator(
         The settings; latents are not measured yet.
     """
     shapes = [tuple(map(min, scan.shape, plan.size)) for scan in train]
-    constant = set.intersection(*(set(scan.classes) for scan in train)) - {0}
-    parts = int(np.quantile([scan.parts for scan in train], 0.95, method="higher"))
-    if any(shape != scan.shape for shape, scan in zip(shapes, train, strict=True)):
-        # Of crops these two are not known, and what the label generator draws then are crops.
-        constant, parts = set(), 0
+    # Of crops these two are not known: scans that fit speak for the others, unless most are cropped.
+    whole = [scan for shape, scan in zip(shapes, train, strict=True) if shape == scan.shape]
+    constant, parts = set[int](), 0
+    if 2 * len(whole) > len(train):
+        constant = set.intersection(*(set(scan.classes) for scan in whole)) - {0}
+        parts = int(np.quantile([scan.parts for scan in whole], 0.95, method="higher"))
     return GeneratorConfig(
         name=plan.name,
         spatial_dims=plan.spatial_dims,

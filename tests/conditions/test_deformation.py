@@ -308,3 +308,11 @@ def test_real_label_maps_deform_plausibly(name: str, suffix: str, step: int) -> 
             ratios.append(int((deformed == value).sum()) / int((array == value).sum()))
     assert 0.8 < np.median(ratios) < 1.25
     assert min(ratios) > 0.4 and max(ratios) < 2.5
+
+
+def test_beyond_the_border_a_map_is_mirrored_and_not_drawn_out_into_bars() -> None:
+    y, x = np.mgrid[:48, :48]
+    label = torch.from_numpy((np.hypot(y - 3, x - 24) < 9).astype(np.int16))  # a cell that the first row cuts
+    moved = warp(label, _record(label, translation=(12.0, 0.0)))
+    assert torch.equal(moved[12:24], label[:12])
+    assert torch.equal(moved[:12], moved[13:25].flip(0))
