@@ -75,7 +75,7 @@ def deform_label(
 
     A draw passes if it folds nowhere and stretches no tissue five-fold, every class is kept with its number of
     connected components and of holes or cavities, no class reaches a border of the field of view that it did not touch
-    before, and a voxel changed. A structure that the border already cuts goes on straight beyond it.
+    before, and a voxel changed. Beyond a border that cuts a structure the map goes on mirrored, beyond others as ground.
 
     Args:
         label: ``(H, W[, D])`` integer class indices, 0 is background.
@@ -252,12 +252,20 @@ def _class_distances(array: np.ndarray, spacing: Spacing) -> tuple[torch.Tensor,
 
 
 def _warp(distances: torch.Tensor, values: np.ndarray, deformation: Deformation) -> np.ndarray:
-    """Pull the class of every voxel from its source; beyond the field of view the map is mirrored."""
+    """Pull the class of every voxel from its source.
+
+    Beyond a border that a structure touches the map is mirrored, or the structure would be drawn out into a bar; beyond
+    any other border lies ground, or a mirror image of what is whole would come into view.
+    """
     shape = deformation.shape
     spacing, center = np.asarray(deformation.spacing), np.asarray(deformation.center)
     inverse = np.linalg.inv(_affine(deformation))
     axes = [np.arange(number) * step for number, step in zip(shape, spacing, strict=True)]
     half = np.maximum(np.asarray(shape) - 1, 1) / 2
+    inside = distances[0].numpy() < 0
+    cut = [[bool(inside.take(side, axis).any()) for side in (0, -1)] for axis in range(len(shape))]
+    lowest = [-math.inf if low else 0.0 for low, _ in cut]
+    highest = [math.inf if high else float(number - 1) for (_, high), number in zip(cut, shape, strict=True)]
     rows = max(1, _CHUNK_VOXELS // math.prod(shape[1:]))
     parts = []
     for start in range(0, shape[0], rows):
@@ -265,8 +273,9 @@ def _warp(distances: torch.Tensor, values: np.ndarray, deformation: Deformation)
         target = np.stack(np.meshgrid(*points, indexing="ij"), axis=-1)
         source = (target - center - np.asarray(deformation.translation)) @ inverse.T + center
         source += displacement(deformation, points)
+        source = np.clip(source / spacing, lowest, highest)
         # grid_sample wants [-1, 1] between the outer voxel centres and the last array axis first.
-        grid = torch.from_numpy(np.ascontiguousarray((source / spacing / half - 1)[..., ::-1])).to(torch.float32)
+        grid = torch.from_numpy(np.ascontiguousarray((source / half - 1)[..., ::-1])).to(torch.float32)
         sampled = torch.nn.functional.grid_sample(
             distances[None], grid[None], mode="bilinear", padding_mode="reflection", align_corners=True
         )

@@ -316,3 +316,5 @@ def test_beyond_the_border_a_map_is_mirrored_and_not_drawn_out_into_bars() -> No
     moved = warp(label, _record(label, translation=(12.0, 0.0)))
     assert torch.equal(moved[12:24], label[:12])
     assert torch.equal(moved[:12], moved[13:25].flip(0))
+    whole = warp(label, _record(label, translation=(-40.0, 0.0)))  # past the last row, which cuts nothing
+    assert not whole.any()
