@@ -75,7 +75,7 @@ def deform_label(
 
     A draw passes if it folds nowhere and stretches no tissue five-fold, every class is kept with its number of
     connected components and of holes or cavities, no class reaches a border of the field of view that it did not touch
-    before, and a voxel changed. Beyond a border that cuts a structure the map goes on mirrored, beyond others as ground.
+    before, and a voxel changed. Beyond a border that cuts a structure the map goes on mirrored, elsewhere as ground.
 
     Args:
         label: ``(H, W[, D])`` integer class indices, 0 is background.
