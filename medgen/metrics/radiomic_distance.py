@@ -1,0 +1,395 @@
+"""Fréchet distances over radiomic features: two as frd-score computes them, and a robust one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import linalg
+
+from medgen.seeding import stream
+
+_V0_RANGE = 7.45670747756958  # to which v0 stretches every feature
+_ROUNDING = 1e-9  # a column that stays below in both sets is rounding noise of a mean that is 0
+_SHARE = 0.5  # of the distance, from which on a single column is named
+# A column varies by at least this share of its typical size, or its variation is taken for noise.
+_FLOOR = 1e-3
+# Typical sizes are not taken to be smaller than this: intensities in percent of the scan's standard deviation.
+_SMALLEST_INTENSITY = 1.0
+_SMALLEST_SKEWNESS = 0.01
+_SMALLEST = 1e-9
+_INTENSITIES = (
+    "10Percentile",
+    "90Percentile",
+    "InterquartileRange",
+    "Maximum",
+    "Mean",
+    "MeanAbsoluteDeviation",
+    "Median",
+    "Minimum",
+    "Range",
+    "RobustMeanAbsoluteDeviation",
+    "RootMeanSquared",
+)
+# Parts of a set that are left out in turn for the interval; fewer of larger sets, where each costs more.
+_PARTS, _PARTS_OF_LARGE, _LARGE = 20, 10, 400
+_TESTED = 60  # scans of a set that the permutation test takes at most; it is repeated often
+# Random splits for the bias, for up to so many scans of both sets together: it varies less in larger, costlier sets.
+_BIAS_SPLITS = ((120, 199), (400, 49), (math.inf, 19))
+
+
+@dataclass(frozen=True)
+class RadiomicDistance:
+    """One distance and what it rests on.
+
+    Attributes:
+        value: The distance, in the unit of its protocol.
+        squared: Squared Fréchet distance of the normalized features, before the protocol's last step.
+        n_real: Real scans used.
+        n_synthetic: Synthetic scans used.
+        columns: Number of features used.
+        dropped_columns: Reason for each feature that was not used.
+        dropped_rows: Real and synthetic scans that were not used for a feature that is not a number.
+        interval: 95 % interval of the value; None where the protocol has none.
+        p_value: Of the hypothesis that both sets come from one distribution; None where the protocol has none.
+        bias: What `squared` is on average for two sets of one distribution at these sizes; None as above.
+        shares: Part of the sum of one-dimensional distances that each of the ten strongest features makes up.
+        warnings: What a reader of the value should know.
+    """
+
+    value: float
+    squared: float
+    n_real: int
+    n_synthetic: int
+    columns: int
+    dropped_columns: dict[str, str] = field(default_factory=dict)
+    dropped_rows: tuple[int, int] = (0, 0)
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    bias: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def frd_v0(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> RadiomicDistance:
+    """Distance of Osuala et al. 2024 as frd-score 1.0.1 computes it: joint min-max, raw squared distance.
+
+    Args:
+        x: ``(N, D)`` features of the real scans.
+        y: ``(M, D)`` features of the synthetic scans.
+        names: Names of the columns.
+
+    Returns:
+        The squared distance; a not-a-number becomes the middle of the range, as there.
+
+    Raises:
+        ValueError: If a set has fewer than two scans.
+    """
+    _require_two(x, y)
+    both = np.concatenate([x, y]).astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns without a number
+        low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
+    width = high - low
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = (both - low) / width * _V0_RANGE
+    scaled = np.where((width == 0) | np.isnan(scaled), _V0_RANGE / 2, scaled)
+    squared = _squared(scaled[: len(x)], scaled[len(x) :])
+    return _plain(squared, squared, scaled[: len(x)], scaled[len(x) :], names, {}, (0, 0))
+
+
+def frd_v1(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> RadiomicDistance:
+    """Distance of Konz, Osuala et al. 2026 as frd-score 1.0.1 computes it: ``ln d²``, z-scores by the real scans.
+
+    Not symmetric. The paper's equation 3 is half of it.
+
+    Args:
+        x: ``(N, D)`` features of the real scans.
+        y: ``(M, D)`` features of the synthetic scans.
+        names: Names of the columns.
+
+    Returns:
+        ``ln d²``; -inf for identical sets, as there. Its warnings name the columns that hold only rounding noise.
+
+    Raises:
+        ValueError: If fewer than two scans of a set have all features.
+    """
+    rows = tuple(int(np.isnan(part).any(axis=1).sum()) for part in (x, y))
+    # Single precision and the order of these steps decide which columns are exactly constant.
+    x32, y32 = (part[~np.isnan(part).any(axis=1)].astype(np.float32) for part in (x, y))
+    _require_two(x32, y32)
+    mean, deviation = np.nanmean(x32, axis=0), np.nanstd(x32, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        zx, zy = (x32 - mean) / deviation, (y32 - mean) / deviation
+    used = np.isfinite(zx).all(axis=0) & np.isfinite(zy).all(axis=0)
+    if not used.any():
+        raise ValueError("frd-v1: expected a feature that varies over the real scans, got none. Add different scans.")
+    dropped = {name: "constant over the real scans" for name, keep in zip(names, used, strict=True) if not keep}
+    zx, zy, kept = zx[:, used], zy[:, used], [name for name, keep in zip(names, used, strict=True) if keep]
+    squared = _squared(zx, zy)
+    noise = np.flatnonzero(
+        (np.abs(x32[:, used]).max(axis=0) < _ROUNDING) & (np.abs(y32[:, used]).max(axis=0) < _ROUNDING)
+    )
+    hangs = [kept[index] for index in noise]
+    notes = [f"rests on rounding noise in {', '.join(hangs)}, where frd-score's own value does too"] if hangs else []
+    value = math.log(squared) if squared > 0 else -math.inf
+    return _plain(value, squared, zx, zy, kept, dropped, (rows[0], rows[1]), notes)
+
+
+def frd_robust(
+    x: np.ndarray,
+    y: np.ndarray,
+    names: Sequence[str],
+    *,
+    groups: tuple[Sequence[object], Sequence[object]] | None = None,
+    permutations: int = 199,
+    seed: int = 0,
+) -> RadiomicDistance:
+    """Squared Fréchet distance per feature, symmetric and free of the bias of small sets.
+
+    Features are compressed by ``asinh(x / typical size)``, divided by their standard deviation within the sets (with a
+    floor), and their covariances shrunk towards multiples of the identity (Ledoit & Wolf 2004). From the distance is
+    taken off what two sets of one distribution would have at these sizes: its mean over random splits of the scans
+    around their sets' means. So the expected value is 0 for equal distributions at any number of scans, and 1 means
+    that the average feature is off by about one standard deviation.
+
+    The p-value is that of a permutation test on at most 60 scans a set; the 95 % interval is a jackknife over up to 20
+    parts. With `groups`, whole patients change sides in all three: scans of one patient are no independent evidence.
+
+    Args:
+        x: ``(N, D)`` features of one set.
+        y: ``(M, D)`` features of the other.
+        names: Names of the columns.
+        groups: Patient of each scan of both sets, where known.
+        permutations: Random splits for the test.
+        seed: Of the splits.
+
+    Returns:
+        The distance; exactly 0 for identical sets.
+
+    Raises:
+        ValueError: If fewer than two scans of a set have all features.
+    """
+    known = np.isfinite(x).any(axis=0) & np.isfinite(y).any(axis=0)
+    dropped = {name: "not defined for any scan of a set" for name, keep in zip(names, known, strict=True) if not keep}
+    kept = [name for name, keep in zip(names, known, strict=True) if keep]
+    whole = [np.isfinite(part[:, known]).all(axis=1) for part in (x, y)]
+    rows = (int((~whole[0]).sum()), int((~whole[1]).sum()))
+    a, b = (part[keep][:, known].astype(np.float64) for part, keep in zip((x, y), whole, strict=True))
+    _require_two(a, b)
+    sizes = (len(a), len(b))
+    patients = [_patients(groups, index, keep) for index, keep in enumerate(whole)]
+    # One order of sets and scans, so that the value does not depend on which set came first.
+    orders = [np.lexsort(part.T[::-1]) for part in (a, b)]
+    a, b = a[orders[0]], b[orders[1]]
+    patients = [part[order] for part, order in zip(patients, orders, strict=True)]
+    if (len(b), b.tobytes()) < (len(a), a.tobytes()):
+        a, b, patients = b, a, patients[::-1]
+    unit = _typical_sizes(np.concatenate([a, b]), kept)
+    a, b = np.arcsinh(a / unit), np.arcsinh(b / unit)
+    scale = _scale(a, b)
+    za, zb = a / scale, b / scale
+    squared = _shrunk(za, zb)
+    bias, p_value, interval = 0.0, 1.0, (0.0, 0.0)
+    if squared > 0:
+        bias = _bias(za, zb, patients, seed)
+        p_value = _p_value(a, b, patients, permutations, seed)
+        spread = 1.96 * _jackknife_error(a, b, patients, seed)
+        interval = (max(0.0, squared - bias - spread), max(0.0, squared - bias + spread))
+    terms = (za.mean(0) - zb.mean(0)) ** 2 + (za.std(0) - zb.std(0)) ** 2
+    shares, notes = _shares(terms, kept)
+    return RadiomicDistance(
+        value=max(0.0, squared - bias),
+        squared=squared,
+        n_real=sizes[0],
+        n_synthetic=sizes[1],
+        columns=len(kept),
+        dropped_columns=dropped,
+        dropped_rows=rows,
+        interval=interval,
+        p_value=p_value,
+        bias=bias,
+        shares=shares,
+        warnings=tuple(notes),
+    )
+
+
+def _require_two(x: np.ndarray, y: np.ndarray) -> None:
+    if min(len(x), len(y)) < 2:
+        raise ValueError(
+            f"FRD: expected at least 2 real and 2 synthetic scans with all features, got {len(x)} and {len(y)}. "
+            "Add scans."
+        )
+
+
+def _squared(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared Fréchet distance of Gaussians fitted to two sets; the mean term in the sets' own precision."""
+    difference = x.mean(axis=0) - y.mean(axis=0)
+    centered = [(part - part.mean(axis=0, dtype=np.float64)) / math.sqrt(len(part) - 1) for part in (x, y)]
+    cross = np.linalg.svd(centered[0] @ centered[1].T, compute_uv=False).sum()
+    return float(difference @ difference) + float(sum((part**2).sum() for part in centered) - 2 * cross)
+
+
+def _plain(
+    value: float,
+    squared: float,
+    zx: np.ndarray,
+    zy: np.ndarray,
+    names: Sequence[str],
+    dropped: dict[str, str],
+    rows: tuple[int, int],
+    notes: Sequence[str] = (),
+) -> RadiomicDistance:
+    x, y = zx.astype(np.float64), zy.astype(np.float64)
+    shares, found = _shares((x.mean(0) - y.mean(0)) ** 2 + (x.std(0) - y.std(0)) ** 2, names)
+    return RadiomicDistance(
+        value, squared, len(zx), len(zy), len(names), dropped, rows, shares=shares, warnings=(*notes, *found)
+    )
+
+
+def _shares(terms: np.ndarray, names: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """The ten largest shares of the one-dimensional distances, and a warning for one above half."""
+    total = terms.sum()
+    if total == 0:
+        return {}, []
+    order = np.argsort(-terms, kind="stable")[:10].tolist()
+    shares = {names[index]: float(terms[index] / total) for index in order}
+    first = names[order[0]]
+    notes = [f"{first} alone makes up {shares[first]:.0%} of the distance"] if shares[first] > _SHARE else []
+    return shares, notes
+
+
+def _typical_sizes(both: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Median size of each feature over both sets, ``(D,)``, not below what its kind can mean."""
+    least = np.full(len(names), _SMALLEST)
+    for index, name in enumerate(names):
+        _, group, feature = name.rsplit("_", 2) if name.count("_") > 1 else ("", *name.split("_"))
+        if group == "firstorder" and feature in _INTENSITIES:
+            least[index] = _SMALLEST_INTENSITY
+        elif feature == "Skewness":
+            least[index] = _SMALLEST_SKEWNESS
+    return np.maximum(np.median(np.abs(both), axis=0), least)
+
+
+def _scale(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Standard deviation of each feature within the sets, ``(D,)``, with the floor."""
+    return np.sqrt((a.var(axis=0, ddof=1) + b.var(axis=0, ddof=1)) / 2 + _FLOOR**2)
+
+
+def _shrunk(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Fréchet distance per feature with shrunk covariances.
+
+    Outside the span of all scans both covariances are multiples of the identity, so the work is done inside it.
+    """
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    a, b = a - mean_a, b - mean_b
+    features = a.shape[1]
+    intensities = [_ledoit_wolf(part) for part in (a, b)]
+    strength = (intensities[0] + intensities[1]) / 2
+    levels = [strength * (part**2).sum() / (len(part) - 1) / features for part in (a, b)]
+    gap = mean_a - mean_b
+    rank = len(a) + len(b)
+    if rank < features:
+        basis = np.linalg.qr(np.concatenate([a, b]).T, mode="reduced")[0]
+        inner = [part @ basis for part in (a, b)]
+    else:
+        rank, inner = features, [a, b]
+    roots = []
+    total = 0.0
+    for part, level in zip(inner, levels, strict=True):
+        covariance = (1 - strength) / (len(part) - 1) * (part.T @ part)
+        covariance[np.diag_indices(rank)] += level
+        total += float(np.trace(covariance))
+        values, vectors = linalg.eigh(covariance, check_finite=False, driver="evd")
+        roots.append(vectors * np.sqrt(values.clip(0)) @ vectors.T)
+    overlap = linalg.svdvals(roots[0] @ roots[1], check_finite=False).sum()
+    outside = (features - rank) * (math.sqrt(levels[0]) - math.sqrt(levels[1])) ** 2
+    squared = float(gap @ gap) + total - 2 * float(overlap) + outside
+    # Below this, the difference of the traces is rounding.
+    return 0.0 if squared <= 1e-11 * (total + features * sum(levels)) else squared / features
+
+
+def _ledoit_wolf(centered: np.ndarray) -> float:
+    """Intensity of the shrinkage, 0 to 1: Ledoit & Wolf 2004, section 3.2, from inner products of the scans."""
+    count, features = centered.shape
+    gram = centered @ centered.T
+    level = np.trace(gram) / count / features
+    square = (gram**2).sum() / count**2 / features
+    spread = square - level**2
+    noise = ((np.diag(gram) ** 2).sum() / features - count * square) / count**2
+    return float(np.clip(noise / spread, 0, 1)) if spread > 0 else 1.0
+
+
+def _patients(groups: tuple[Sequence[object], Sequence[object]] | None, index: int, keep: np.ndarray) -> np.ndarray:
+    """Name of the patient of each kept scan; without groups, every scan is a patient."""
+    if groups is None:
+        return np.asarray([f"{index} {row}" for row in np.flatnonzero(keep)])
+    names = np.asarray([str(name) for name in groups[index]])
+    if len(names) != len(keep):
+        raise ValueError(f"groups: expected one name for each of {len(keep)} scans, got {len(names)}.")
+    return names[keep]
+
+
+def _splits(patients: np.ndarray, count: int, seed: int, name: str) -> Iterator[np.ndarray]:
+    """Random orders of the scans in which those of a patient stay together."""
+    source = stream(seed, "frd", name)
+    # By first appearance, not by name: the order of the scans is fixed, and names may differ from run to run.
+    _, first, codes = np.unique(patients, return_index=True, return_inverse=True)
+    codes = np.argsort(np.argsort(first))[codes]
+    for _ in range(count):
+        place = torch.randperm(len(first), generator=source).numpy()
+        yield np.argsort(place[codes], kind="stable")
+
+
+def _bias(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], seed: int) -> float:
+    """Mean distance of random splits of the residuals: what the sizes of the sets alone make."""
+    residuals = np.concatenate([(part - part.mean(0)) * math.sqrt(len(part) / (len(part) - 1)) for part in (a, b)])
+    repeats = next(splits for largest, splits in _BIAS_SPLITS if len(residuals) <= largest)
+    orders = _splits(np.concatenate(patients), repeats, seed, "bias")
+    return float(np.mean([_shrunk(residuals[order[: len(a)]], residuals[order[len(a) :]]) for order in orders]))
+
+
+def _p_value(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], permutations: int, seed: int) -> float:
+    """Share of random splits of all scans that are at least as far apart, counting the observed one."""
+    chosen = [
+        np.sort(next(_splits(names, 1, seed, f"test {side}"))[:_TESTED])
+        for side, names in zip(("first", "second"), patients, strict=True)
+    ]
+    a, b = a[chosen[0]], b[chosen[1]]
+    both = np.concatenate([a, b])
+
+    def statistic(order: np.ndarray) -> float:
+        left, right = both[order[: len(a)]], both[order[len(a) :]]
+        scale = _scale(left, right)
+        return _shrunk(left / scale, right / scale)
+
+    observed = statistic(np.arange(len(both)))
+    names = np.concatenate([names[rows] for names, rows in zip(patients, chosen, strict=True)])
+    orders = _splits(names, permutations, seed, "test")
+    return (1 + sum(statistic(order) >= observed for order in orders)) / (permutations + 1)
+
+
+def _jackknife_error(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], seed: int) -> float:
+    """Standard error by leaving out one of up to 20 parts of each set at a time."""
+    variance = 0.0
+    most = _PARTS if len(a) + len(b) <= _LARGE else _PARTS_OF_LARGE
+    for index, side in enumerate(("first", "second")):
+        count = min(most, len(np.unique(patients[index])))
+        if count < 3:
+            return math.inf
+        order = next(_splits(patients[index], 1, seed, f"parts {side}"))
+        # Whole patients to a part: the part of a patient's first scan in the order.
+        _, first, codes = np.unique(patients[index][order], return_index=True, return_inverse=True)
+        parts = np.empty(len(order), dtype=np.int64)
+        parts[order] = (np.argsort(np.argsort(first)) % count)[codes]
+        values = []
+        for part in range(count):
+            left, right = (rows[parts != part] if i == index else rows for i, rows in enumerate((a, b)))
+            scale = _scale(left, right)
+            values.append(_shrunk(left / scale, right / scale))
+        variance += (count - 1) / count * float(((np.asarray(values) - np.mean(values)) ** 2).sum())
+    return math.sqrt(variance)

@@ -1,0 +1,125 @@
+"""Gray levels of a region: one discretization that all texture classes and the histogram features share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from medgen.types import BadInputError
+
+# More edges than this are surely a bin width in the wrong units; the table of edges alone would take 80 MB.
+_MAX_BINS = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The voxels of one region in one image, discretized, with a border of background around its box.
+
+    Attributes:
+        ranks: ``(Z, Y, X)`` int32: 0 outside the region, else 1 + index into `levels`. The border is `margin` wide.
+        index: ``(N,)`` int64 flat positions of the region's voxels in `ranks`, in array order.
+        values: ``(N,)`` float64 intensities at `index`.
+        levels: ``(R,)`` float64 gray levels that occur, ascending, counted from 1.
+        counts: ``(R,)`` int64 voxels of each level.
+        size: Voxels of the box along z, y, x, without the border.
+    """
+
+    ranks: np.ndarray
+    index: np.ndarray
+    values: np.ndarray
+    levels: np.ndarray
+    counts: np.ndarray
+    size: tuple[int, int, int]
+
+
+def bin_edges(values: np.ndarray, *, bin_width: float = 25.0, bin_count: int | None = None) -> np.ndarray:
+    """Edges of the gray level bins, as PyRadiomics places them.
+
+    With a width, edges are multiples of it from the largest one below the minimum; with a count, that many equal bins
+    span the range.
+
+    Args:
+        values: ``(N,)`` float64 intensities of the region.
+        bin_width: Width of a bin, in intensity units.
+        bin_count: Number of bins; takes precedence over the width.
+
+    Returns:
+        ``(bins + 1,)`` ascending float64; a value belongs to the last edge that does not exceed it.
+
+    Raises:
+        BadInputError: If the width gives more bins than a table can hold.
+    """
+    low, high = float(values.min()), float(values.max())
+    if bin_count is not None:
+        edges = np.histogram_bin_edges(values, bin_count).astype(np.float64)
+        edges[-1] += 1  # the maximum belongs to the last bin, not to one of its own
+        return edges
+    if (high - low) / bin_width > _MAX_BINS:
+        raise BadInputError(
+            f"binWidth: expected a width that cuts the intensities {low:g} to {high:g} into at most {_MAX_BINS} bins, "
+            f"got {bin_width:g}. Raise binWidth, or normalize the image."
+        )
+    # The rounding of these three steps decides where values on an edge fall, so they stay as PyRadiomics takes them.
+    edges = np.arange(low - low % bin_width, high + 2 * bin_width, bin_width)
+    return edges if len(edges) > 1 else np.asarray([edges[0] - 0.5, edges[0] + 0.5])
+
+
+def discretize(
+    image: np.ndarray, mask: np.ndarray, *, bin_width: float = 25.0, bin_count: int | None = None, margin: int = 1
+) -> Region:
+    """Discretize the region of an image.
+
+    Args:
+        image: ``(Z, Y, X)`` float64, cut to the box of the region.
+        mask: ``(Z, Y, X)`` bool with at least one voxel.
+        bin_width: See :func:`bin_edges`.
+        bin_count: See :func:`bin_edges`.
+        margin: Width of the border in voxels: the largest distance between neighbors.
+
+    Returns:
+        The discretized region.
+
+    Raises:
+        BadInputError: If an intensity in the region is not finite, or there are too many bins.
+    """
+    values = image[mask]
+    if not np.isfinite(values).all():
+        raise BadInputError(
+            "image: expected finite intensities in the region, got NaN or infinity. Repair or leave out the scan."
+        )
+    edges = bin_edges(values, bin_width=bin_width, bin_count=bin_count)
+    levels = _digitize(values, edges)
+    counts = np.bincount(levels, minlength=len(edges) + 1)
+    present = np.flatnonzero(counts)
+    rank = np.zeros(len(counts), dtype=np.int32)
+    rank[present] = np.arange(1, len(present) + 1)
+    padded = np.zeros([size + 2 * margin for size in image.shape], dtype=np.int32)
+    inner = padded[tuple(slice(margin, margin + size) for size in image.shape)]
+    inner[mask] = rank[levels]
+    return Region(
+        ranks=padded,
+        index=np.flatnonzero(padded),
+        values=values,
+        levels=present.astype(np.float64),
+        counts=counts[present].astype(np.int64),
+        size=(image.shape[0], image.shape[1], image.shape[2]),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _digitize(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """``numpy.digitize`` for nearly equal steps: a guess by division, then corrected against the edges themselves."""
+    last = len(edges) - 1
+    scale = last / (edges[last] - edges[0])
+    levels = np.empty(len(values), dtype=np.int64)
+    for position in range(len(values)):
+        value = values[position]
+        guess = min(max(int((value - edges[0]) * scale), 0), last)
+        while guess > 0 and value < edges[guess]:
+            guess -= 1
+        while guess < last and value >= edges[guess + 1]:
+            guess += 1
+        levels[position] = guess + 1
+    return levels
