@@ -18,7 +18,8 @@ class Region:
     """The voxels of one region in one image, discretized, with a border of background around its box.
 
     Attributes:
-        ranks: ``(Z, Y, X)`` int32: 0 outside the region, else 1 + index into `levels`. The border is `margin` wide.
+        ranks: ``(Z, Y, X)`` int32: 0 outside the region, else 1 + index into `levels`; with a border of 0 along every axis
+            of more than one voxel.
         index: ``(N,)`` int64 flat positions of the region's voxels in `ranks`, in array order.
         values: ``(N,)`` float64 intensities at `index`.
         levels: ``(R,)`` float64 gray levels that occur, ascending, counted from 1.
@@ -90,17 +91,16 @@ def discretize(
             "image: expected finite intensities in the region, got NaN or infinity. Repair or leave out the scan."
         )
     edges = bin_edges(values, bin_width=bin_width, bin_count=bin_count)
-    levels = _digitize(values, edges)
-    counts = np.bincount(levels, minlength=len(edges) + 1)
+    levels, counts = _digitize(values, edges)
     present = np.flatnonzero(counts)
     rank = np.zeros(len(counts), dtype=np.int32)
     rank[present] = np.arange(1, len(present) + 1)
-    padded = np.zeros([size + 2 * margin for size in image.shape], dtype=np.int32)
-    inner = padded[tuple(slice(margin, margin + size) for size in image.shape)]
-    inner[mask] = rank[levels]
+    # An axis of one voxel has no neighbors, and needs no border.
+    margins = [margin if size > 1 else 0 for size in image.shape]
+    padded = np.zeros([size + 2 * edge for size, edge in zip(image.shape, margins, strict=True)], dtype=np.int32)
     return Region(
         ranks=padded,
-        index=np.flatnonzero(padded),
+        index=_place(np.ascontiguousarray(mask), rank, levels, margins[0], margins[1], margins[2], padded),
         values=values,
         levels=present.astype(np.float64),
         counts=counts[present].astype(np.int64),
@@ -109,11 +109,15 @@ def discretize(
 
 
 @njit(cache=True, nogil=True)
-def _digitize(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """``numpy.digitize`` for nearly equal steps: a guess by division, then corrected against the edges themselves."""
+def _digitize(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``numpy.digitize`` for nearly equal steps, and how often each level occurs.
+
+    A level is guessed by division and corrected against the edges themselves.
+    """
     last = len(edges) - 1
     scale = last / (edges[last] - edges[0])
-    levels = np.empty(len(values), dtype=np.int64)
+    levels = np.empty(len(values), dtype=np.int32)
+    counts = np.zeros(len(edges) + 1, dtype=np.int64)
     for position in range(len(values)):
         value = values[position]
         guess = min(max(int((value - edges[0]) * scale), 0), last)
@@ -122,4 +126,24 @@ def _digitize(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
         while guess < last and value >= edges[guess + 1]:
             guess += 1
         levels[position] = guess + 1
-    return levels
+        counts[guess + 1] += 1
+    return levels, counts
+
+
+@njit(cache=True, nogil=True)
+def _place(
+    mask: np.ndarray, rank: np.ndarray, levels: np.ndarray, edge_z: int, edge_y: int, edge_x: int, padded: np.ndarray
+) -> np.ndarray:
+    """Write the rank of every voxel of the region into the padded box; return their flat positions there."""
+    index = np.empty(len(levels), dtype=np.int64)
+    flat = padded.ravel()
+    number = 0
+    for z in range(mask.shape[0]):
+        for y in range(mask.shape[1]):
+            start = ((z + edge_z) * padded.shape[1] + y + edge_y) * padded.shape[2] + edge_x
+            for x in range(mask.shape[2]):
+                if mask[z, y, x]:
+                    index[number] = start + x
+                    flat[start + x] = rank[levels[number]]
+                    number += 1
+    return index

@@ -95,14 +95,52 @@ def extract_labels(
         BadInputError: As :func:`extract`; one bad region refuses the scan.
     """
     chosen = as_parameters(parameters, settings)
+    found, skipped = extract_with_notes(
+        image, mask, labels, spacing=spacing, parameters=chosen, diagnostics=diagnostics, engine=engine
+    )
+    for name, reason in skipped.items():
+        warnings.warn(f"{name} is left out: {reason}", stacklevel=3)
+    return found
+
+
+def extract_with_notes(
+    image: Array,
+    mask: Array | None,
+    labels: Iterable[int] | None,
+    *,
+    spacing: Sequence[float] | None,
+    parameters: Parameters,
+    diagnostics: bool = False,
+    engine: Literal["medgen", "pyradiomics"] = "medgen",
+) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
+    """As :func:`extract_labels`, with the images that were left out as a result in place of warnings: for threads.
+
+    Args:
+        image: As in :func:`extract`.
+        mask: As in :func:`extract`.
+        labels: As in :func:`extract_labels`.
+        spacing: As in :func:`extract`.
+        parameters: What to extract.
+        diagnostics: As in :func:`extract`.
+        engine: As in :func:`extract`.
+
+    Returns:
+        For each label its values by name; and the reason for each derived image that this scan is too small for.
+
+    Raises:
+        BadInputError: As :func:`extract_labels`.
+    """
+    chosen = parameters
     pixels, regions, steps = _arrays(image, mask, labels, spacing)
+    skipped: dict[str, str] = {}
     if engine == "pyradiomics":
         from medgen.radiomics.reference import extract as by_pyradiomics
 
-        return {
+        reference = {
             value: by_pyradiomics(pixels, inside, steps, chosen, diagnostics=diagnostics)
             for value, inside in regions.items()
         }
+        return reference, skipped
     if engine != "medgen":
         raise BadInputError(f"engine: expected medgen or pyradiomics, got {engine!r}.")
     if pixels.ndim == 2:
@@ -117,14 +155,14 @@ def extract_labels(
         scale, outliers = options.get("normalizeScale", 1), options.get("removeOutliers")
         pixels = region.normalize(pixels, scale=scale, outliers=outliers)
     if not region.crops(options):
-        _measure(pixels, regions, steps, chosen, found)
-        return found
+        _measure(pixels, regions, steps, chosen, found, skipped)
+        return found, skipped
     for value, inside in regions.items():
         part, part_mask, part_steps = region.cut(pixels, inside, steps, options)
         if diagnostics and options.get("resampledPixelSpacing") is not None:
             found[value].update(_image_facts(part, "interpolated") | _mask_facts(part_mask, "interpolated", part))
-        _measure(part, {value: part_mask}, part_steps, chosen, found)
-    return found
+        _measure(part, {value: part_mask}, part_steps, chosen, found, skipped)
+    return found, skipped
 
 
 def luminance(image: Array) -> Array:
@@ -210,8 +248,9 @@ def _measure(
     spacing: Spacing,
     parameters: Parameters,
     found: dict[int, dict[str, float]],
+    skipped: dict[str, str],
 ) -> None:
-    """Add the features of each region of one image to what was found."""
+    """Add the features of each region of one image to what was found, and what is left out to what was skipped."""
     options = parameters.settings
     inner: dict[int, np.ndarray] = {}
     for value, mask in regions.items():
@@ -225,8 +264,7 @@ def _measure(
         found[value].update(_shape(mask[boxes[value]], spacing, parameters))
     for image_type, own in parameters.image_types.items():
         combined = {**options, **own}
-        for name, reason in filters.skipped(image.shape, spacing, image_type, combined).items():
-            warnings.warn(f"{name} is left out: {reason}", stacklevel=4)
+        skipped.update(filters.skipped(image.shape, spacing, image_type, combined))
         # Only this type looks at the mask; the images of all others serve every region.
         together = [[value] for value in inner] if image_type == "LBP3D" else [list(inner)]
         for targets in together:
@@ -261,7 +299,7 @@ def _intensities(
         if name == "firstorder":
             volume = float(np.prod(spacing))
             shift = float(settings.get("voxelArrayShift", 0))
-            values = firstorder.features(discrete.values, discrete.counts, volume, shift)
+            values = firstorder.features(discrete, volume, shift)
             named = dict(zip(firstorder.NAMES, values.tolist(), strict=True))
             result.update({f"firstorder_{key}": named[key] for key in wanted[name]})
         else:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numba import njit
 
+from medgen.radiomics.binning import Region
+
 NAMES = (
     "10Percentile",
     "90Percentile",
@@ -30,19 +32,19 @@ NAMES = (
 )
 
 
-def features(values: np.ndarray, counts: np.ndarray, voxel_volume: float, shift: float) -> np.ndarray:
+def features(region: Region, voxel_volume: float, shift: float) -> np.ndarray:
     """All features.
 
     Args:
-        values: ``(N,)`` float64 intensities of the region.
-        counts: ``(R,)`` voxels of each gray level that occurs.
+        region: The discretized region.
         voxel_volume: Volume of a voxel in mm³ (area in mm² in 2D).
         shift: Added to the intensities for energy and root mean square (``voxelArrayShift``).
 
     Returns:
         ``(19,)`` float64 in the order of ``NAMES``.
     """
-    low, lower, median, upper, high = _quantiles(values, (0.1, 0.25, 0.5, 0.75, 0.9))
+    values, counts = region.values, region.counts
+    low, lower, median, upper, high = _quantiles(region, (0.1, 0.25, 0.5, 0.75, 0.9))
     mean = float(values.mean())
     out = _moments(values, mean, shift, low, high)
     p = counts / counts.sum()
@@ -55,17 +57,48 @@ def features(values: np.ndarray, counts: np.ndarray, voxel_volume: float, shift:
     return out
 
 
-def _quantiles(values: np.ndarray, fractions: tuple[float, ...]) -> list[float]:
+def _quantiles(region: Region, fractions: tuple[float, ...]) -> list[float]:
     """Quantiles by linear interpolation, with numpy's rounding: exact where neighbors are tied."""
-    places = [fraction * (len(values) - 1) for fraction in fractions]
+    last = len(region.values) - 1
+    places = [fraction * last for fraction in fractions]
     below = [int(place) for place in places]
-    above = [min(index + 1, len(values) - 1) for index in below]
-    ordered = np.partition(values, sorted({*below, *above}))
+    above = [min(index + 1, last) for index in below]
+    ordered = _order_statistics(region, [*below, *above])
     result = []
-    for place, left, right in zip(places, below, above, strict=True):
-        a, b, weight = float(ordered[left]), float(ordered[right]), place - left
+    for number, (place, left) in enumerate(zip(places, below, strict=True)):
+        a, b, weight = ordered[number], ordered[number + len(below)], place - left
         result.append(a + (b - a) * weight if weight < 0.5 else b - (b - a) * (1 - weight))
     return result
+
+
+def _order_statistics(region: Region, places: list[int]) -> list[float]:
+    """The values at the given places of the ascending order; only the gray levels that hold them are searched."""
+    first = np.concatenate([[0], np.cumsum(region.counts)])
+    holders = np.searchsorted(first, places, side="right") - 1
+    start = np.full(len(region.counts), -1, dtype=np.int64)
+    used = np.unique(holders)
+    start[used] = np.cumsum(region.counts[used]) - region.counts[used]
+    gathered = _gather(region.values, region.ranks.ravel(), region.index, start, int(region.counts[used].sum()))
+    found = {}
+    for level in used.tolist():
+        inside = [place - first[level] for place, holder in zip(places, holders, strict=True) if holder == level]
+        bucket = gathered[start[level] : start[level] + region.counts[level]]
+        ordered = np.partition(bucket, sorted(set(inside)))
+        found.update({first[level] + place: float(ordered[place]) for place in inside})
+    return [found[place] for place in places]
+
+
+@njit(cache=True, nogil=True)
+def _gather(values: np.ndarray, ranks: np.ndarray, index: np.ndarray, start: np.ndarray, room: int) -> np.ndarray:
+    """The values of each gray level with a start, one level after the other."""
+    gathered = np.empty(room)
+    filled = start.copy()
+    for number in range(len(index)):
+        level = ranks[index[number]] - 1
+        if filled[level] >= 0:
+            gathered[filled[level]] = values[number]
+            filled[level] += 1
+    return gathered
 
 
 @njit(cache=True, nogil=True)

@@ -39,18 +39,19 @@ _NEAR = 1e-3
 
 
 @njit(cache=True, nogil=True)
-def features(table: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def features(table: np.ndarray, levels: np.ndarray, symmetrical: bool) -> np.ndarray:
     """All features but MCC of one direction.
 
     Sums over both levels are taken over the distributions of ``i + j`` and ``|i - j|``, which are marginals of the
     matrix, so that it is read only once.
 
     Args:
-        table: ``(R, R)`` float64 counts or weights, not all zero; need not sum to 1.
+        table: ``(R + 1, R + 1)`` counts or weights; row and column 0 are not read.
         levels: ``(R,)`` float64 gray levels, whole numbers from 1.
+        symmetrical: Whether each pair counts in both orders.
 
     Returns:
-        ``(24,)`` float64 in the order of ``NAMES``, 0 in the place of MCC.
+        ``(24,)`` float64 in the order of ``NAMES``, 0 in the place of MCC; all NaN where there is no pair.
     """
     size = len(levels)
     highest = int(levels[size - 1])
@@ -59,20 +60,30 @@ def features(table: np.ndarray, levels: np.ndarray) -> np.ndarray:
     energy = entropy = largest = 0.0
     for i in range(size):
         level = int(levels[i])
-        for j in range(size):
-            value = table[i, j]
+        for j in range(i if symmetrical else 0, size):
+            value = float(table[i + 1, j + 1])
+            times = 1.0
+            if symmetrical:
+                value += table[j + 1, i + 1]
+                times = 1.0 if i == j else 2.0
             if value == 0:
                 continue
             other = int(levels[j])
-            sums[level + other] += value
-            differences[abs(level - other)] += value
+            sums[level + other] += times * value
+            differences[abs(level - other)] += times * value
             rows[i] += value
             columns[j] += value
-            energy += value * value
-            entropy += value * math.log2(value)
+            if times == 2:
+                rows[j] += value
+                columns[i] += value
+            energy += times * value * value
+            entropy += times * value * math.log2(value)
             largest = max(largest, value)
     total = rows.sum()
     out = np.zeros(24)
+    if total == 0:
+        out[:] = np.nan
+        return out
     joint_entropy = math.log2(total) - entropy / total
     mean_x = (rows * levels).sum() / total
     mean_y = (columns * levels).sum() / total

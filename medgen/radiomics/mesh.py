@@ -170,7 +170,9 @@ def _plane_hulls(mask, row_mm, column_mm):  # type: ignore[no-untyped-def]
                 length += 1
             if used + length > len(points):
                 more = np.empty((2 * len(points) + length, 3), np.int64)
-                more[:used] = points[:used]
+                for i in range(used):
+                    for k in range(3):
+                        more[i, k] = points[i, k]
                 points = more
             for i in range(length):
                 points[used, 0] = plane

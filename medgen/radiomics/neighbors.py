@@ -1,4 +1,4 @@
-"""One pass over the neighbor pairs of a region in one direction: what all five texture classes are counted from."""
+"""Neighbor pairs of a region: what all five texture classes are counted from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count_pairs(ranks: np.ndarray, index: np.ndarray, step: int, table: np.ndarr
         ranks: Flat int32 ranks with their border, 0 outside the region.
         index: ``(N,)`` positions of the region's voxels.
         step: Flat offset of the direction.
-        table: ``(R + 1, R + 1)`` float64, zeros; pairs that leave the region are counted in row or column 0.
+        table: ``(R + 1, R + 1)`` int32, zeros; pairs that leave the region are counted in row or column 0.
     """
     flat = table.ravel()
     width = table.shape[1]
@@ -52,105 +52,78 @@ def count_pairs(ranks: np.ndarray, index: np.ndarray, step: int, table: np.ndarr
 
 
 @njit(cache=True, nogil=True)
-def count_runs(ranks: np.ndarray, index: np.ndarray, step: int, table: np.ndarray) -> None:
-    """Count the runs of equal gray level: the run length matrix of one direction.
-
-    Args:
-        ranks: Flat int32 ranks with their border, 0 outside the region.
-        index: ``(N,)`` positions of the region's voxels.
-        step: Flat offset of the direction.
-        table: ``(R + 1, longest + 1)`` float64, zeros; row 0 and column 0 stay empty.
-    """
-    for position in index:
-        rank = ranks[position]
-        if ranks[position - step] == rank:
-            continue
-        length = 1
-        ahead = position + step
-        while ranks[ahead] == rank:
-            length += 1
-            ahead += step
-        table[rank, length] += 1
-
-
-@njit(cache=True, nogil=True)
-def sum_neighbors(
+def match_neighbors(
     ranks: np.ndarray,
     index: np.ndarray,
     steps: np.ndarray,
-    levels: np.ndarray,
-    tolerance: float,
-    table: np.ndarray,
+    longest: int,
+    want_zones: bool,
     dependence: np.ndarray,
-) -> None:
-    """Compare each voxel with its whole neighborhood: the tone difference and the dependence matrix.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find all adjacent pairs of equal gray level, which make up runs, zones and dependences.
 
-    Args:
-        ranks: Flat int32 ranks with their border, 0 outside the region.
-        index: ``(N,)`` positions of the region's voxels.
-        steps: ``(A,)`` flat offsets, one of each opposite pair.
-        levels: ``(R + 1,)`` float64 gray level of each rank, 0 for rank 0.
-        tolerance: Largest difference of gray levels that still is dependence.
-        table: ``(R + 1,)`` float64, zeros: gets the sum of differences from the neighborhood's mean.
-        dependence: ``(R + 1, 2 A + 1)`` float64, zeros: gets the number of voxels per count of dependent neighbors.
-    """
-    for position in index:
-        rank = ranks[position]
-        level = levels[rank]
-        total, count, dependent = 0.0, 0, 0
-        for step in steps:
-            for neighbor in (ranks[position + step], ranks[position - step]):
-                if neighbor > 0:
-                    count += 1
-                    total += levels[neighbor]
-                    if abs(levels[neighbor] - level) <= tolerance:
-                        dependent += 1
-        if count > 0:
-            table[rank] += abs(level - total / count)
-        dependence[rank, dependent] += 1
-
-
-@njit(cache=True, nogil=True)
-def find_zones(ranks: np.ndarray, index: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected zones of equal gray level, by union-find.
+    Equal pairs are few in a textured region, so they are listed first, without a branch, and only they are followed.
+    A voxel that is the k-th of its run tells that there is a run of at least k, so the lengths need no ends.
 
     Args:
         ranks: Flat int32 ranks with their border, 0 outside the region.
         index: ``(N,)`` ascending positions of the region's voxels.
-        steps: ``(A,)`` positive flat offsets, one of each opposite pair.
+        steps: ``(A,)`` positive flat offsets of the directions.
+        longest: Longest possible run.
+        want_zones: Whether zones are wanted.
+        dependence: Flat int32 zeros like `ranks`: gets the number of equal neighbors of each voxel; empty if not
+            wanted.
 
     Returns:
-        ``(Z,)`` int64 rank and ``(Z,)`` int64 voxels of each zone.
+        ``(A, R, longest)`` int64 number of runs per direction, rank and length; and the rank and the size of each zone,
+        both empty if not wanted.
     """
-    parent = np.empty(len(ranks), dtype=np.int32)
+    highest = 0
+    for position in index:
+        highest = max(highest, ranks[position])
+    runs = np.zeros((len(steps), highest, longest), dtype=np.int64)
+    counts = np.zeros(highest, dtype=np.int64)
+    for position in index:
+        counts[ranks[position] - 1] += 1
+    parent = np.empty(len(ranks) if want_zones else 0, dtype=np.int32)
+    if want_zones:
+        for position in index:
+            parent[position] = position
+    depth = np.zeros(len(ranks), dtype=np.int32)
+    equal = np.empty(len(index) + 1, dtype=np.int64)
+    for direction in range(len(steps)):
+        step = steps[direction]
+        number = 0
+        for position in index:
+            equal[number] = position
+            number += ranks[position] == ranks[position - step]
+        at_least = runs[direction]
+        at_least[:, 0] = counts
+        for position in equal[:number]:
+            back = position - step
+            rank = ranks[position] - 1
+            place = depth[back] + 1
+            depth[position] = place
+            at_least[rank, place] += 1
+            at_least[rank, 0] -= 1
+            if len(dependence):
+                dependence[position] += 1
+                dependence[back] += 1
+            if want_zones:
+                _unite(parent, position, back)
+        for position in equal[:number]:
+            depth[position] = 0
+        # From "at least k" to "exactly k".
+        for rank in range(highest):
+            for length in range(longest - 1):
+                at_least[rank, length] -= at_least[rank, length + 1]
+    if not want_zones:
+        return runs, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     size = np.zeros(len(ranks), dtype=np.int32)
     zones = 0
     for position in index:
-        rank = ranks[position]
-        root = -1
-        for step in steps:
-            back = position - step
-            if ranks[back] != rank:
-                continue
-            other = parent[back]
-            while parent[other] != other:
-                parent[other] = parent[parent[other]]
-                other = parent[other]
-            if root < 0:
-                root = other
-            elif root != other:
-                if size[root] < size[other]:
-                    root, other = other, root
-                parent[other] = root
-                size[root] += size[other]
-                size[other] = 0
-                zones -= 1
-        if root < 0:
-            root = position
-            parent[position] = position
-            zones += 1
-        else:
-            parent[position] = root
+        root = _find(parent, position)
+        zones += size[root] == 0
         size[root] += 1
     zone_ranks = np.empty(zones, dtype=np.int64)
     zone_sizes = np.empty(zones, dtype=np.int64)
@@ -160,7 +133,124 @@ def find_zones(ranks: np.ndarray, index: np.ndarray, steps: np.ndarray) -> tuple
             zone_ranks[zone] = ranks[position]
             zone_sizes[zone] = size[position]
             zone += 1
-    return zone_ranks, zone_sizes
+    return runs, zone_ranks, zone_sizes
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _find(parent: np.ndarray, position: int) -> int:
+    """Root of a zone, halving the path to it."""
+    while parent[position] != position:
+        parent[position] = parent[parent[position]]
+        position = parent[position]
+    return position
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _unite(parent: np.ndarray, first: int, second: int) -> None:
+    """Merge two zones under the root that comes first in the array."""
+    a, b = _find(parent, first), _find(parent, second)
+    if a < b:
+        parent[b] = a
+    elif b < a:
+        parent[a] = b
+
+
+@njit(cache=True, nogil=True)
+def count_dependences(
+    ranks: np.ndarray, index: np.ndarray, steps: np.ndarray, levels: np.ndarray, tolerance: float, dependence: np.ndarray
+) -> None:
+    """Count for each voxel the neighbors whose gray level differs by no more than a tolerance.
+
+    Args:
+        ranks: Flat int32 ranks with their border, 0 outside the region.
+        index: ``(N,)`` positions of the region's voxels.
+        steps: ``(A,)`` flat offsets, one of each opposite pair.
+        levels: ``(R + 1,)`` float64 gray level of each rank, 0 for rank 0.
+        tolerance: Largest difference of gray levels.
+        dependence: Flat int32 zeros like `ranks`: gets the counts.
+    """
+    for position in index:
+        level = levels[ranks[position]]
+        for step in steps:
+            for neighbor in (ranks[position + step], ranks[position - step]):
+                if neighbor > 0 and abs(levels[neighbor] - level) <= tolerance:
+                    dependence[position] += 1
+
+
+@njit(cache=True, nogil=True)
+def tone_differences(
+    ranks: np.ndarray, index: np.ndarray, totals: np.ndarray, counts: np.ndarray, levels: np.ndarray
+) -> np.ndarray:
+    """Sum over the voxels of each rank of the difference between their level and the mean of their neighbors.
+
+    Args:
+        ranks: Flat int32 ranks with their border.
+        index: ``(N,)`` positions of the region's voxels.
+        totals: Flat sum of the gray levels of all neighbors inside the region.
+        counts: Flat number of them.
+        levels: ``(R + 1,)`` float64 gray level of each rank, 0 for rank 0.
+
+    Returns:
+        ``(R,)`` float64.
+    """
+    found = np.zeros(len(levels) - 1)
+    for position in index:
+        if counts[position] > 0:
+            rank = ranks[position]
+            found[rank - 1] += abs(levels[rank] - totals[position] / counts[position])
+    return found
+
+
+def neighborhood_sums(region: Region, distances: Sequence[int], flat_axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of gray levels and number of the neighbors at the given distances, for every place of the padded box.
+
+    A shell at distance d is a cube of radius d less the cube within, and a cube is summed axis by axis.
+
+    Args:
+        region: The discretized region, with a border as wide as the largest distance.
+        distances: Distances in voxels, in the infinity norm.
+        flat_axis: Axis along which no neighbor lies, or None.
+
+    Returns:
+        Two int64 arrays of the shape of ``region.ranks``.
+    """
+    # Level and count go through the sums together, in the two halves of one number.
+    packed = np.concatenate([[0], region.levels.astype(np.int64) + (1 << 32)])
+    values = packed[region.ranks]
+    total = np.zeros_like(values)
+    for distance in sorted(set(distances)):
+        total += _cube(values, distance, region.size, flat_axis) - _cube(values, distance - 1, region.size, flat_axis)
+    return total & 0xFFFFFFFF, total >> 32
+
+
+def _cube(values: np.ndarray, radius: int, size: Sequence[int], flat_axis: int | None) -> np.ndarray:
+    """Sum over the cube around every voxel; nothing lies beyond the border."""
+    for axis in range(3):
+        # An axis of one voxel and its border has no neighbor on it.
+        if radius > 0 and axis != flat_axis and size[axis] > 1:
+            shape = values.shape
+            whole = (int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
+            values = _sum_along(values.reshape(whole), radius).reshape(shape)
+    return values
+
+
+@njit(cache=True, nogil=True)
+def _sum_along(values: np.ndarray, radius: int) -> np.ndarray:
+    """Sum over ``2 radius + 1`` places along the middle axis of ``(A, B, C)``."""
+    outer, size, inner = values.shape
+    total = np.zeros_like(values)
+    if inner == 1:  # the last axis: whole rows are added to themselves, shifted
+        for a in range(outer):
+            for shift in range(-radius, radius + 1):
+                for b in range(max(0, -shift), min(size, size - shift)):
+                    total[a, b, 0] += values[a, b + shift, 0]
+        return total
+    for a in range(outer):
+        for b in range(size):
+            for other in range(max(0, b - radius), min(size, b + radius + 1)):
+                for c in range(inner):
+                    total[a, b, c] += values[a, other, c]
+    return total
 
 
 def crosses_twice(region: Region, offset: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-from medgen.types import Spacing
+from medgen.types import BadInputError, Spacing
 
 # Fewer voxels along an axis do not hold the four start values of the recursion.
 MIN_VOXELS = 4
@@ -44,7 +44,12 @@ def laplacian_of_gaussian(image: np.ndarray, spacing: Spacing, sigma: float) -> 
 
     Returns:
         An array of the image's shape, in its units.
+
+    Raises:
+        BadInputError: An axis is too short.
     """
+    if min(image.shape) < MIN_VOXELS:
+        raise BadInputError(f"LoG: expected {MIN_VOXELS} voxels or more along each axis, got {image.shape}")
     total = np.zeros_like(image)
     # ITK counts axes from x, the last one here, and the order decides the rounding.
     axes = tuple(reversed(range(image.ndim)))
@@ -115,7 +120,9 @@ def _filter_lines(image, n, inner, coefficients, out):  # type: ignore[no-untype
     """Filter a flat ``(outer, n, inner)`` image along n into ``out``, eight lines at a time."""
     count = image.size // n
     begin = np.empty(_LINES, np.int64)
-    n0, n1, n2, n3, d1, d2, d3, d4, m1, m2, m3, m4 = coefficients[:12]
+    n0, n1, n2, n3 = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+    d1, d2, d3, d4 = coefficients[4], coefficients[5], coefficients[6], coefficients[7]
+    m1, m2, m3, m4 = coefficients[8], coefficients[9], coefficients[10], coefficients[11]
     data = np.empty(n * _LINES)
     causal = np.empty(n * _LINES)
     anticausal = np.empty(n * _LINES)
@@ -145,6 +152,7 @@ def _filter_lines(image, n, inner, coefficients, out):  # type: ignore[no-untype
                         backward_past += end * coefficients[15 + k]
                 causal[i * _LINES + b] = forward - forward_past
                 anticausal[j * _LINES + b] = backward - backward_past
+        # One step along the lines is eight places in these blocks.
         for i in range(4, n):
             o = i * _LINES
             for b in range(_LINES):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,17 @@ import numpy as np
 from medgen.radiomics import glcm, ngtdm, sizes
 from medgen.radiomics.binning import Region
 from medgen.radiomics.neighbors import (
+    count_dependences,
     count_pairs,
-    count_runs,
     crosses_twice,
     directions,
-    find_zones,
-    sum_neighbors,
+    match_neighbors,
+    neighborhood_sums,
+    tone_differences,
 )
+from medgen.types import BadInputError
 
-CLASSES = ("glcm", "gldm", "glrlm", "glszm", "ngtdm")
+_MOST_LEVELS = 8192  # the matrix of one direction then takes 256 MiB
 
 
 def margin(settings: dict[str, Any]) -> int:
@@ -47,107 +49,112 @@ def texture(
     adjacent = directions(region.size, [1], force_2d_axis=flat_axis)
     ranks = region.ranks.ravel()
     strides = np.asarray(region.ranks.strides) // region.ranks.itemsize
-    steps, near = offsets @ strides, adjacent @ strides
     norm = settings.get("weightingNorm")
     found: dict[str, dict[str, float]] = {}
     if names := wanted.get("glcm"):
         weights = None if norm is None else np.exp(-(_lengths(offsets, spacing, norm) ** 2))
-        found["glcm"] = _glcm(region, ranks, steps, names, weights, bool(settings.get("symmetricalGLCM", True)))
-    if names := wanted.get("glrlm"):
-        weights = None if norm is None else _lengths(adjacent, spacing, norm)
-        found["glrlm"] = _glrlm(region, ranks, adjacent, near, names, weights)
-    if names := wanted.get("glszm"):
-        table, lengths = _zones(region, ranks, near)
-        found["glszm"] = _pick(sizes.features(table, region.levels, lengths), sizes.GLSZM, names)
-    if wanted.get("gldm") or wanted.get("ngtdm"):
-        count = len(region.levels)
+        found["glcm"] = _glcm(region, offsets @ strides, names, weights, bool(settings.get("symmetricalGLCM", True)))
+    tolerance = float(settings.get("gldm_a", 0))
+    # Equal neighbors at distance 1 are found for runs and zones anyhow.
+    by_matches = bool(wanted.get("gldm")) and tolerance == 0 and distances == [1]
+    dependence = np.zeros(len(ranks) if wanted.get("gldm") else 0, dtype=np.int32)
+    if wanted.get("glrlm") or wanted.get("glszm") or by_matches:
+        longest = max(region.size)
+        counted = dependence if by_matches else np.zeros(0, dtype=np.int32)
+        zones_wanted = bool(wanted.get("glszm"))
+        runs, zone_ranks, zone_sizes = match_neighbors(
+            ranks, region.index, adjacent @ strides, longest, zones_wanted, counted
+        )
+        if names := wanted.get("glrlm"):
+            weights = None if norm is None else _lengths(adjacent, spacing, norm)
+            found["glrlm"] = _glrlm(region, runs, adjacent, names, weights)
+        if names := wanted.get("glszm"):
+            found["glszm"] = _sizes(region, zone_ranks, zone_sizes, sizes.GLSZM, names)
+    if names := wanted.get("gldm"):
+        if not by_matches:
+            levels = np.concatenate([[0.0], region.levels])
+            count_dependences(ranks, region.index, offsets @ strides, levels, tolerance, dependence)
+        found["gldm"] = _sizes(region, ranks[region.index], dependence[region.index] + 1, sizes.GLDM, names)
+    if names := wanted.get("ngtdm"):
+        totals, counts = neighborhood_sums(region, distances, flat_axis)
         levels = np.concatenate([[0.0], region.levels])
-        differences = np.zeros(count + 1)
-        dependence = np.zeros((count + 1, 2 * len(steps) + 1))
-        tolerance = float(settings.get("gldm_a", 0))
-        sum_neighbors(ranks, region.index, steps, levels, tolerance, differences, dependence)
-        if names := wanted.get("gldm"):
-            size = np.arange(1.0, dependence.shape[1] + 1)
-            found["gldm"] = _pick(sizes.features(dependence[1:], region.levels, size), sizes.GLDM, names)
-        if names := wanted.get("ngtdm"):
-            values = ngtdm.features(region.counts.astype(np.float64), differences[1:], region.levels)
-            found["ngtdm"] = {name: float(values[ngtdm.NAMES.index(name)]) for name in names}
+        differences = tone_differences(ranks, region.index, totals.ravel(), counts.ravel(), levels)
+        values = ngtdm.features(region.counts.astype(np.float64), differences, region.levels)
+        found["ngtdm"] = {name: float(values[ngtdm.NAMES.index(name)]) for name in names}
     return found
 
 
 def _glcm(
-    region: Region,
-    ranks: np.ndarray,
-    steps: np.ndarray,
-    names: Sequence[str],
-    weights: np.ndarray | None,
-    symmetrical: bool,
+    region: Region, steps: np.ndarray, names: Sequence[str], weights: np.ndarray | None, symmetrical: bool
 ) -> dict[str, float]:
     """Co-occurrence features: of the weighted sum of all directions, or averaged over them."""
-    count = len(region.levels)
-    buffer = np.zeros((count + 1, count + 1))
-    merged = np.zeros((count, count))
-    found, correlations = [], []
-
-    def evaluate(table: np.ndarray) -> None:
-        if table.any():
-            found.append(glcm.features(table, region.levels))
-            if "MCC" in names:
-                correlations.append(glcm.mcc(table))
-
-    for direction, step in enumerate(steps):
-        buffer.fill(0)
-        count_pairs(ranks, region.index, int(step), buffer)
-        table = buffer[1:, 1:] + buffer[1:, 1:].T if symmetrical else buffer[1:, 1:].copy()
-        if weights is None:
-            evaluate(table)
-        else:
-            merged += weights[direction] * table
+    size = len(region.levels) + 1
+    if size > _MOST_LEVELS:
+        raise BadInputError(
+            f"glcm: expected at most {_MOST_LEVELS - 1} gray levels, got {size - 1}, whose pairs do not fit into memory. "
+            "Raise binWidth, set binCount, or normalize the image."
+        )
+    tables: Iterator[np.ndarray] = _pairs(region, steps, size)
     if weights is not None:
-        evaluate(merged)
-    values = np.mean(found, axis=0) if found else np.full(len(glcm.NAMES), np.nan)
+        merged = np.zeros((size, size))
+        for weight, table in zip(weights, tables, strict=True):
+            merged += weight * table
+        tables = iter([merged])
+    rows, correlations = [], []
+    for table in tables:
+        row = glcm.features(table, region.levels, symmetrical)
+        if np.isnan(row[0]):
+            continue
+        rows.append(row)
+        if "MCC" in names:
+            inner = table[1:, 1:].astype(np.float64)
+            correlations.append(glcm.mcc(inner + inner.T if symmetrical else inner))
+    values = np.mean(rows, axis=0) if rows else np.full(len(glcm.NAMES), np.nan)
     result = dict(zip(glcm.NAMES, values.tolist(), strict=True))
-    result["MCC"] = 1.0 if count < 2 else float(np.mean(correlations)) if correlations else float("nan")
+    result["MCC"] = 1.0 if size < 3 else float(np.mean(correlations)) if correlations else float("nan")
     return {name: result[name] for name in names}
 
 
+def _pairs(region: Region, steps: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Co-occurrence matrix of each direction in turn, in one and the same memory."""
+    table = np.zeros((size, size), dtype=np.int32)
+    for step in steps:
+        table.fill(0)
+        count_pairs(region.ranks.ravel(), region.index, int(step), table)
+        yield table
+
+
 def _glrlm(
-    region: Region,
-    ranks: np.ndarray,
-    offsets: np.ndarray,
-    steps: np.ndarray,
-    names: Sequence[str],
-    weights: np.ndarray | None,
+    region: Region, runs: np.ndarray, offsets: np.ndarray, names: Sequence[str], weights: np.ndarray | None
 ) -> dict[str, float]:
     """Run length features: of the weighted sum of all directions, or averaged over them."""
-    lengths = np.arange(1.0, max(region.size) + 1)
-    buffer = np.zeros((len(region.levels) + 1, len(lengths) + 1))
-    merged = np.zeros((len(region.levels), len(lengths)))
-    found = []
-    for direction, step in enumerate(steps):
-        buffer.fill(0)
-        count_runs(ranks, region.index, int(step), buffer)
-        # All runs of length 1: either fine texture, or a region that is only one voxel deep in this direction.
-        if not buffer[:, 2:].any() and not crosses_twice(region, offsets[direction]):
-            continue
-        if weights is None:
-            found.append(sizes.features(buffer[1:, 1:], region.levels, lengths))
-        else:
-            merged += weights[direction] * buffer[1:, 1:]
-    if weights is not None and merged.any():
-        found.append(sizes.features(merged, region.levels, lengths))
-    values = np.mean(found, axis=0) if found else np.full(16, np.nan)
+    lengths = np.arange(1.0, runs.shape[2] + 1)
+    # All runs of length 1: either fine texture, or a region that is only one voxel deep in this direction.
+    used = [
+        direction
+        for direction, table in enumerate(runs)
+        if table[:, 1:].any() or crosses_twice(region, offsets[direction])
+    ]
+    if weights is None:
+        rows = [sizes.features(runs[direction], region.levels, lengths) for direction in used]
+    else:
+        merged = sum((weights[direction] * runs[direction] for direction in used), start=np.zeros(runs.shape[1:]))
+        rows = [sizes.features(merged, region.levels, lengths)] if merged.any() else []
+    values = np.mean(rows, axis=0) if rows else np.full(16, np.nan)
     return _pick(values, sizes.GLRLM, names)
 
 
-def _zones(region: Region, ranks: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Size zone matrix ``(R, S)`` and the ``(S,)`` sizes that occur."""
-    zone_ranks, zone_sizes = find_zones(ranks, region.index, steps)
-    present = np.flatnonzero(np.bincount(zone_sizes))
-    cells = (zone_ranks - 1) * len(present) + np.searchsorted(present, zone_sizes)
+def _sizes(
+    region: Region, ranks: np.ndarray, counted: np.ndarray, order: dict[str, int], names: Sequence[str]
+) -> dict[str, float]:
+    """Features of the matrix that counts elements of rank and size, for the sizes that occur."""
+    present = np.flatnonzero(np.bincount(counted))
+    column = np.zeros(present[-1] + 1, dtype=np.int64)
+    column[present] = np.arange(len(present))
     count = len(region.levels)
+    cells = (ranks.astype(np.int64) - 1) * len(present) + column[counted]
     table = np.bincount(cells, minlength=count * len(present)).reshape(count, len(present))
-    return table.astype(np.float64), present.astype(np.float64)
+    return _pick(sizes.features(table, region.levels, present.astype(np.float64)), order, names)
 
 
 def _pick(values: np.ndarray, order: dict[str, int], names: Sequence[str]) -> dict[str, float]:
