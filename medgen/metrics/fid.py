@@ -1,6 +1,7 @@
 """Fréchet distance over the features of any extractor, as a torchmetrics metric.
 
-It is called FID only with Inception features, which medgen does not ship; hence the class's name.
+It is called FID only with the Inception features of :class:`medgen.metrics.inception.InceptionFeatures`; hence the
+class's name.
 """
 
 from __future__ import annotations
@@ -9,31 +10,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchmetrics import Metric
 
-from medgen.metrics.extractor import EfficientNetLite0Features
+from medgen.metrics.feature_metric import FeatureMetric
 from medgen.metrics.frechet import frechet_distance
 
 
-class FrechetDistance(Metric):
+class FrechetDistance(FeatureMetric):
     """Fréchet distance between the features of real and synthetic scans, averaged over the views of the extractor.
 
     States are sums, so that results add up over batches and processes; they take ``V * D^2 * 16`` bytes.
     Compare equal counts of scans only: the distance is biased upwards for few scans.
 
     Args:
-        feature: ``"efficientnet-lite0"``, or a module that maps ``(B, C, H, W[, D])`` to ``(B, D)`` or ``(B, V, D)``.
-        spatial_dims: 2 or 3; for the named extractor.
-        in_channels: Channels of the scans; for the named extractor.
-        num_features: ``D`` of a module without an attribute ``num_features``.
-        num_views: ``V`` of a module without an attribute ``views``; 1 for ``(B, D)`` output.
-        reset_real_features: Whether :meth:`reset` forgets the real scans too; False keeps them through training.
-        **kwargs: Passed to ``torchmetrics.Metric``.
+        feature: Name of an extractor, or a module that maps ``(B, C, H, W[, D])`` to ``(B, D)`` or ``(B, V, D)``.
+            A module without an attribute ``num_features`` needs the argument of that name.
+        **kwargs: As for :class:`medgen.metrics.feature_metric.FeatureMetric`.
 
     Attributes:
         higher_is_better: False.
-        is_differentiable: False.
-        full_state_update: False; an update needs only its own batch.
         real_count: Number of real scans.
         real_sum: ``(V, D)`` sum of their features.
         real_outer: ``(V, D, D)`` sum of the outer products of their features.
@@ -51,8 +45,6 @@ class FrechetDistance(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
 
     real_count: torch.Tensor
     real_sum: torch.Tensor
@@ -61,59 +53,25 @@ class FrechetDistance(Metric):
     synthetic_sum: torch.Tensor
     synthetic_outer: torch.Tensor
 
-    def __init__(
-        self,
-        feature: str | nn.Module = "efficientnet-lite0",
-        *,
-        spatial_dims: int = 2,
-        in_channels: int = 1,
-        num_features: int | None = None,
-        num_views: int | None = None,
-        reset_real_features: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if isinstance(feature, str):
-            if feature != EfficientNetLite0Features.name:
-                raise ValueError(f"feature: expected 'efficientnet-lite0' or a torch module, got {feature!r}.")
-            if spatial_dims not in (2, 3):
-                raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}.")
-            feature = EfficientNetLite0Features(spatial_dims=3 if spatial_dims == 3 else 2, in_channels=in_channels)
-        size = num_features or getattr(feature, "num_features", None)
+    def __init__(self, feature: str | nn.Module = "efficientnet-lite0", **kwargs: Any) -> None:
+        super().__init__(feature, **kwargs)
+        size = getattr(self.feature, "num_features", None)
         if not isinstance(size, int):
             raise ValueError("num_features: expected the length of the feature vectors, got none. Pass num_features=D.")
-        views = num_views or len(getattr(feature, "views", ("image",)))
-        self.feature = feature
-        self.reset_real_features = reset_real_features
+        views = len(getattr(self.feature, "views", ("image",)))
         for name in ("real", "synthetic"):
             zero = torch.zeros((), dtype=torch.float64)
             self.add_state(f"{name}_count", default=zero, dist_reduce_fx="sum")
             self.add_state(f"{name}_sum", default=zero.expand(views, size).clone(), dist_reduce_fx="sum")
             self.add_state(f"{name}_outer", default=zero.expand(views, size, size).clone(), dist_reduce_fx="sum")
 
-    def update(self, image: torch.Tensor, real: bool) -> None:
-        """Add a batch of scans.
-
-        Args:
-            image: ``(B, C, H, W[, D])``, in [0, 1] for the named extractor.
-            real: Whether the scans are real.
-
-        Raises:
-            ValueError: If the features have another shape than was declared, or are not finite.
-        """
-        with torch.no_grad():
-            features = self.feature(image).double()
-        if features.ndim == 2:
-            features = features[:, None]
+    def _add(self, features: torch.Tensor, name: str) -> None:
         if features.shape[1:] != self.real_sum.shape:
             raise ValueError(
                 f"feature: expected {tuple(self.real_sum.shape)} views and features per scan, "
                 f"got {tuple(features.shape[1:])}. Set num_views and num_features to what the module gives."
             )
-        if not torch.isfinite(features).all():
-            raise ValueError("feature: expected finite features, got NaN or infinity. Check the scans.")
         by_view = features.movedim(1, 0)
-        name = "real" if real else "synthetic"
         setattr(self, f"{name}_count", getattr(self, f"{name}_count") + len(features))
         setattr(self, f"{name}_sum", getattr(self, f"{name}_sum") + by_view.sum(dim=1))
         setattr(self, f"{name}_outer", getattr(self, f"{name}_outer") + by_view.mT @ by_view)
@@ -134,14 +92,6 @@ class FrechetDistance(Metric):
         synthetic = self._moments(self.synthetic_count, self.synthetic_sum, self.synthetic_outer)
         views = [frechet_distance(*r, *s) for r, s in zip(real, synthetic, strict=True)]
         return torch.stack(views).mean()
-
-    def reset(self) -> None:
-        """Forget the scans; the real ones only if ``reset_real_features``."""
-        kept = {name: getattr(self, name) for name in self._defaults if name.startswith("real_")}
-        super().reset()
-        if not self.reset_real_features:
-            for name, value in kept.items():
-                setattr(self, name, value)
 
     @staticmethod
     def _moments(

@@ -15,7 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from medgen.metrics.protocols import PROTOCOLS, Protocol
 from medgen.metrics.radiomic_distance import RadiomicDistance
-from medgen.radiomics import extract, luminance
+from medgen.radiomics import luminance
+from medgen.radiomics.extractor import extract_with_notes
 from medgen.types import BadInputError
 
 _CHANNELS = ("luminance", "each")
@@ -256,9 +257,8 @@ def features(
     diagnostics = protocol.name == "frd-v1"
     rows = []
     for plane in planes:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* is left out")  # such features are NaN, and counted later
-            found = extract(plane, mask, spacing=spacing, parameters=parameters, label=1, diagnostics=diagnostics)
-        named = {name.removeprefix("original_"): value for name, value in found.items()}
+        # What a small volume is left without becomes NaN, and the distance counts and names it.
+        found, _ = extract_with_notes(plane, mask, [1], spacing=spacing, parameters=parameters, diagnostics=diagnostics)
+        named = {name.removeprefix("original_"): value for name, value in found[1].items()}
         rows.append(np.asarray([named.get(name, np.nan) for name in columns]))
     return np.concatenate(rows)

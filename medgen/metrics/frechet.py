@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+
+from medgen.metrics.features import check_feature_sets
 
 
 def frechet_distance(
@@ -55,14 +58,7 @@ def frechet_distance_from_features(x: torch.Tensor, y: torch.Tensor) -> torch.Te
     Raises:
         ValueError: If the sets differ in ``D``, have fewer than two rows, or are not finite.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ValueError(
-            "frechet_distance_from_features: expected (N, D) and (M, D) with N, M >= 2 and one D, "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}."
-        )
-    x, y = x.detach().double(), y.detach().double()
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise ValueError("frechet_distance_from_features: expected finite features, got NaN or infinity.")
+    x, y = check_feature_sets("frechet_distance_from_features", x, y)
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     factors = []
     for features, mean in ((x, mean_x), (y, mean_y)):
@@ -71,6 +67,36 @@ def frechet_distance_from_features(x: torch.Tensor, y: torch.Tensor) -> torch.Te
             factor = torch.linalg.qr(factor, mode="r").R
         factors.append(factor)
     return _distance(mean_x, factors[0], mean_y, factors[1])
+
+
+def frechet_distance_from_products(
+    xy: torch.Tensor, mean_xx: torch.Tensor, mean_yy: torch.Tensor, trace_xx: torch.Tensor, trace_yy: torch.Tensor
+) -> torch.Tensor:
+    """Squared Fréchet distance from inner products alone, whatever the length of the features.
+
+    Equals :func:`frechet_distance_from_features`. The nuclear norm of the centered `xy` is taken from the eigenvalues
+    of its square, which is two to three times faster than its singular values: singular values below 1e-8 of the
+    largest are rounding. So it serves resampling, where one Gram matrix gives all distances.
+
+    Args:
+        xy: ``(N, M)`` inner products between the sets, float64.
+        mean_xx: Mean of the ``(N, N)`` inner products within the first set.
+        mean_yy: Mean of the ``(M, M)`` inner products within the second set.
+        trace_xx: Sum of the squared norms of the first set.
+        trace_yy: Sum of the squared norms of the second set.
+
+    Returns:
+        Scalar in squared feature units, at least 0.
+    """
+    n, m = xy.shape
+    mean_xy = xy.mean()
+    centered = xy - xy.mean(dim=0) - xy.mean(dim=1, keepdim=True) + mean_xy
+    squared = centered @ centered.T if n <= m else centered.T @ centered
+    # NumPy's eigenvalues of a symmetric matrix take a third of the time of torch's on a CPU.
+    values = torch.from_numpy(np.linalg.eigvalsh(squared.cpu().numpy()))
+    cross = values.clamp(min=0).sqrt().sum().to(xy.device) / ((n - 1) * (m - 1)) ** 0.5
+    spread = (trace_xx - n * mean_xx) / (n - 1) + (trace_yy - m * mean_yy) / (m - 1) - 2 * cross
+    return (mean_xx + mean_yy - 2 * mean_xy + spread).clamp(min=0)
 
 
 def _distance(

@@ -18,8 +18,8 @@ class Region:
     """The voxels of one region in one image, discretized, with a border of background around its box.
 
     Attributes:
-        ranks: ``(Z, Y, X)`` int32: 0 outside the region, else 1 + index into `levels`; with a border of 0 along every axis
-            of more than one voxel.
+        ranks: ``(Z, Y, X)`` int32: 0 outside the region, else 1 + index into `levels`; with a border of 0 along
+            every axis of more than one voxel.
         index: ``(N,)`` int64 flat positions of the region's voxels in `ranks`, in array order.
         values: ``(N,)`` float64 intensities at `index`.
         levels: ``(R,)`` float64 gray levels that occur, ascending, counted from 1.

@@ -233,8 +233,11 @@ def _arrays(
     if not values:
         raise BadInputError("mask: expected at least one voxel above 0, got none. Leave the scan out.")
     if pixels.ndim == 3:
-        pixels, marked, steps = pixels.transpose(2, 1, 0), marked.transpose(2, 1, 0), steps[::-1]
-    regions = {value: np.ascontiguousarray(marked == value) for value in values}
+        pixels, steps = pixels.transpose(2, 1, 0), steps[::-1]
+    regions = {value: marked == value for value in values}
+    if pixels.ndim == 3:
+        regions = {value: inside.transpose(2, 1, 0) for value, inside in regions.items()}
+    regions = {value: np.ascontiguousarray(inside) for value, inside in regions.items()}
     for value, inside in regions.items():
         if not inside.any():
             present = [int(v) for v in np.unique(marked) if v != 0]

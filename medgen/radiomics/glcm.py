@@ -153,9 +153,9 @@ def features(table: np.ndarray, levels: np.ndarray, symmetrical: bool) -> np.nda
 def mcc(table: np.ndarray) -> float:
     """Maximal correlation coefficient of one direction: root of the second largest eigenvalue of Haralick's Q.
 
-    Q is similar to ``B B^T`` with ``B_ij = p_ij / sqrt(p_x(i) p_y(j))``, which is symmetric. PyRadiomics adds a rounding
-    unit to the denominators of Q, which moves the eigenvalues of rare levels; to first order, that shift is what Q
-    itself gives for the eigenvectors of ``B B^T``.
+    Q is similar to ``B B^T`` with ``B_ij = p_ij / sqrt(p_x(i) p_y(j))``, which is symmetric. PyRadiomics adds a
+    rounding unit to the denominators of Q, which moves the eigenvalues of rare levels; to first order, that shift is
+    what Q itself gives for the eigenvectors of ``B B^T``.
 
     Args:
         table: ``(R, R)`` float64 counts or weights, not all zero.

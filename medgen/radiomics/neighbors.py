@@ -52,47 +52,32 @@ def count_pairs(ranks: np.ndarray, index: np.ndarray, step: int, table: np.ndarr
 
 
 @njit(cache=True, nogil=True)
-def match_neighbors(
-    ranks: np.ndarray,
-    index: np.ndarray,
-    steps: np.ndarray,
-    longest: int,
-    want_zones: bool,
-    dependence: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find all adjacent pairs of equal gray level, which make up runs, zones and dependences.
+def count_runs(
+    ranks: np.ndarray, index: np.ndarray, steps: np.ndarray, counts: np.ndarray, longest: int, dependence: np.ndarray
+) -> np.ndarray:
+    """Count the runs of equal gray level in every direction, and the equal neighbors of every voxel.
 
-    Equal pairs are few in a textured region, so they are listed first, without a branch, and only they are followed.
-    A voxel that is the k-th of its run tells that there is a run of at least k, so the lengths need no ends.
+    Equal neighbors are few in a textured region, so they are listed first, without a branch, and only they are
+    followed. A voxel that is the k-th of its run tells that there is a run of at least k, so no ends are searched.
 
     Args:
         ranks: Flat int32 ranks with their border, 0 outside the region.
         index: ``(N,)`` ascending positions of the region's voxels.
         steps: ``(A,)`` positive flat offsets of the directions.
+        counts: ``(R,)`` int64 voxels of each rank.
         longest: Longest possible run.
-        want_zones: Whether zones are wanted.
         dependence: Flat int32 zeros like `ranks`: gets the number of equal neighbors of each voxel; empty if not
             wanted.
 
     Returns:
-        ``(A, R, longest)`` int64 number of runs per direction, rank and length; and the rank and the size of each zone,
-        both empty if not wanted.
+        ``(A, R, longest)`` int64 number of runs per direction, rank and length.
     """
-    highest = 0
-    for position in index:
-        highest = max(highest, ranks[position])
-    runs = np.zeros((len(steps), highest, longest), dtype=np.int64)
-    counts = np.zeros(highest, dtype=np.int64)
-    for position in index:
-        counts[ranks[position] - 1] += 1
-    parent = np.empty(len(ranks) if want_zones else 0, dtype=np.int32)
-    if want_zones:
-        for position in index:
-            parent[position] = position
-    depth = np.zeros(len(ranks), dtype=np.int32)
-    equal = np.empty(len(index) + 1, dtype=np.int64)
+    runs = np.zeros((len(steps), len(counts), longest), dtype=np.int64)
+    depth = np.zeros(len(ranks), dtype=np.int32)  # place in the run, above a base that grows with the direction
+    equal = np.empty(len(index) + 1, dtype=np.int32)
     for direction in range(len(steps)):
         step = steps[direction]
+        base = direction * longest
         number = 0
         for position in index:
             equal[number] = position
@@ -100,54 +85,96 @@ def match_neighbors(
         at_least = runs[direction]
         at_least[:, 0] = counts
         for position in equal[:number]:
-            back = position - step
             rank = ranks[position] - 1
-            place = depth[back] + 1
+            place = max(depth[position - step], base) + 1
             depth[position] = place
-            at_least[rank, place] += 1
+            at_least[rank, place - base] += 1
             at_least[rank, 0] -= 1
-            if len(dependence):
+        if len(dependence):
+            for position in equal[:number]:
                 dependence[position] += 1
-                dependence[back] += 1
-            if want_zones:
-                _unite(parent, position, back)
-        for position in equal[:number]:
-            depth[position] = 0
+                dependence[position - step] += 1
         # From "at least k" to "exactly k".
-        for rank in range(highest):
+        for rank in range(len(counts)):
             for length in range(longest - 1):
                 at_least[rank, length] -= at_least[rank, length + 1]
-    if not want_zones:
-        return runs, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    size = np.zeros(len(ranks), dtype=np.int32)
-    zones = 0
-    for position in index:
-        root = _find(parent, position)
-        zones += size[root] == 0
-        size[root] += 1
-    zone_ranks = np.empty(zones, dtype=np.int64)
-    zone_sizes = np.empty(zones, dtype=np.int64)
-    zone = 0
-    for position in index:
-        if size[position] > 0:
-            zone_ranks[zone] = ranks[position]
-            zone_sizes[zone] = size[position]
-            zone += 1
-    return runs, zone_ranks, zone_sizes
+    return runs
+
+
+@njit(cache=True, nogil=True)
+def find_zones(ranks: np.ndarray, voxels: int, lines: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Connected zones of equal gray level: runs along x, united where runs of neighboring lines touch.
+
+    Args:
+        ranks: ``(Z, Y, X)`` int32 ranks with their border, 0 outside the region.
+        voxels: Number of voxels of the region.
+        lines: ``(L, 2)`` offsets along z and y to the lines before a line that it is connected with.
+        reach: 1 where neighbors along x are connected, also across lines; 0 where they are not.
+
+    Returns:
+        ``(Z,)`` int64 rank and ``(Z,)`` int64 voxels of each zone.
+    """
+    depth, height, width = ranks.shape
+    first = np.zeros(depth * height + 1, dtype=np.int64)  # run with which each line begins
+    start, end = np.empty(voxels, dtype=np.int32), np.empty(voxels, dtype=np.int32)
+    value, parent = np.empty(voxels, dtype=np.int32), np.empty(voxels, dtype=np.int32)
+    number = 0
+    for z in range(depth):
+        for y in range(height):
+            previous = 0
+            for x in range(width):
+                rank = ranks[z, y, x]
+                if rank > 0:
+                    if rank == previous and reach > 0:
+                        end[number - 1] = x
+                    else:
+                        start[number], end[number] = x, x
+                        value[number], parent[number] = rank, number
+                        number += 1
+                previous = rank
+            line = z * height + y
+            first[line + 1] = number
+            for dz, dy in lines:
+                if z + dz < 0 or not 0 <= y + dy < height:
+                    continue
+                other = (z + dz) * height + y + dy
+                i, j = first[line], first[other]
+                while i < number and j < first[other + 1]:
+                    if end[j] + reach < start[i]:
+                        j += 1
+                    elif end[i] + reach < start[j]:
+                        i += 1
+                    else:
+                        if value[i] == value[j]:
+                            _unite(parent, i, j)
+                        if end[j] < end[i]:
+                            j += 1
+                        else:
+                            # Of two runs that end together, each may still touch the one after the other.
+                            after = j + 1
+                            touches = end[i] == end[j] and after < first[other + 1] and start[after] <= end[i] + reach
+                            if touches and value[i] == value[after]:
+                                _unite(parent, i, after)
+                            i += 1
+    size = np.zeros(number, dtype=np.int64)
+    for run in range(number):
+        size[_find(parent, run)] += end[run] - start[run] + 1
+    roots = np.flatnonzero(size)
+    return value[roots].astype(np.int64), size[roots]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _find(parent: np.ndarray, position: int) -> int:
+def _find(parent: np.ndarray, run: int) -> int:
     """Root of a zone, halving the path to it."""
-    while parent[position] != position:
-        parent[position] = parent[parent[position]]
-        position = parent[position]
-    return position
+    while parent[run] != run:
+        parent[run] = parent[parent[run]]
+        run = parent[run]
+    return run
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _unite(parent: np.ndarray, first: int, second: int) -> None:
-    """Merge two zones under the root that comes first in the array."""
+    """Merge two zones under the root that comes first."""
     a, b = _find(parent, first), _find(parent, second)
     if a < b:
         parent[b] = a
@@ -157,7 +184,12 @@ def _unite(parent: np.ndarray, first: int, second: int) -> None:
 
 @njit(cache=True, nogil=True)
 def count_dependences(
-    ranks: np.ndarray, index: np.ndarray, steps: np.ndarray, levels: np.ndarray, tolerance: float, dependence: np.ndarray
+    ranks: np.ndarray,
+    index: np.ndarray,
+    steps: np.ndarray,
+    levels: np.ndarray,
+    tolerance: float,
+    dependence: np.ndarray,
 ) -> None:
     """Count for each voxel the neighbors whose gray level differs by no more than a tolerance.
 

@@ -33,8 +33,8 @@ def extract(
         from radiomics import featureextractor, setVerbosity
     except ImportError as error:
         raise BadInputError(
-            "engine: expected PyRadiomics to be installed, got none. Run `python -m pip install 'medgen[oracle]'`, which "
-            "needs a C compiler, or use engine='medgen'."
+            "engine: expected PyRadiomics to be installed, got none. "
+            "Run `python -m pip install 'medgen[oracle]'`, which needs a C compiler, or use engine='medgen'."
         ) from error
     if parameters.quantum:
         raise BadInputError(f"engine: expected parameters without a quantum, got {parameters.quantum:g}.")

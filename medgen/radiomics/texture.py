@@ -12,9 +12,10 @@ from medgen.radiomics.binning import Region
 from medgen.radiomics.neighbors import (
     count_dependences,
     count_pairs,
+    count_runs,
     crosses_twice,
     directions,
-    match_neighbors,
+    find_zones,
     neighborhood_sums,
     tone_differences,
 )
@@ -55,21 +56,20 @@ def texture(
         weights = None if norm is None else np.exp(-(_lengths(offsets, spacing, norm) ** 2))
         found["glcm"] = _glcm(region, offsets @ strides, names, weights, bool(settings.get("symmetricalGLCM", True)))
     tolerance = float(settings.get("gldm_a", 0))
-    # Equal neighbors at distance 1 are found for runs and zones anyhow.
+    # Equal neighbors at distance 1 are found for the runs anyhow.
     by_matches = bool(wanted.get("gldm")) and tolerance == 0 and distances == [1]
     dependence = np.zeros(len(ranks) if wanted.get("gldm") else 0, dtype=np.int32)
-    if wanted.get("glrlm") or wanted.get("glszm") or by_matches:
-        longest = max(region.size)
+    if wanted.get("glrlm") or by_matches:
         counted = dependence if by_matches else np.zeros(0, dtype=np.int32)
-        zones_wanted = bool(wanted.get("glszm"))
-        runs, zone_ranks, zone_sizes = match_neighbors(
-            ranks, region.index, adjacent @ strides, longest, zones_wanted, counted
-        )
+        runs = count_runs(ranks, region.index, adjacent @ strides, region.counts, max(region.size), counted)
         if names := wanted.get("glrlm"):
             weights = None if norm is None else _lengths(adjacent, spacing, norm)
             found["glrlm"] = _glrlm(region, runs, adjacent, names, weights)
-        if names := wanted.get("glszm"):
-            found["glszm"] = _sizes(region, zone_ranks, zone_sizes, sizes.GLSZM, names)
+    if names := wanted.get("glszm"):
+        before = np.unique(-adjacent[:, :2], axis=0)
+        reach = int(bool((adjacent[:, 2] != 0).any()))
+        zone_ranks, zone_sizes = find_zones(region.ranks, len(region.index), before[before.any(axis=1)], reach)
+        found["glszm"] = _sizes(region, zone_ranks, zone_sizes, sizes.GLSZM, names)
     if names := wanted.get("gldm"):
         if not by_matches:
             levels = np.concatenate([[0.0], region.levels])
@@ -91,8 +91,8 @@ def _glcm(
     size = len(region.levels) + 1
     if size > _MOST_LEVELS:
         raise BadInputError(
-            f"glcm: expected at most {_MOST_LEVELS - 1} gray levels, got {size - 1}, whose pairs do not fit into memory. "
-            "Raise binWidth, set binCount, or normalize the image."
+            f"glcm: expected at most {_MOST_LEVELS - 1} gray levels, got {size - 1}, whose pairs do not "
+            "fit into memory. Raise binWidth, set binCount, or normalize the image."
         )
     tables: Iterator[np.ndarray] = _pairs(region, steps, size)
     if weights is not None:

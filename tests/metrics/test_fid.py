@@ -86,5 +86,5 @@ def test_refuses_too_few_scans_and_wrong_features() -> None:
         FrechetDistance(nn.Flatten())
     with pytest.raises(ValueError, match="finite features"):
         FrechetDistance(nn.Flatten(), num_features=48).update(_images(2, 0) * float("nan"), real=True)
-    with pytest.raises(ValueError, match="got 'inception'"):
-        FrechetDistance("inception")
+    with pytest.raises(ValueError, match="got 'dino'"):
+        FrechetDistance("dino")

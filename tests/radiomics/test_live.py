@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medgen.radiomics import Parameters, extract
+from medgen.types import BadInputError
 
 LOOSE = ("_shape", "_MCC", "_Imc1", "_Imc2")
 
@@ -77,7 +78,12 @@ def test_original_images_equal_pyradiomics(case: Any) -> None:
     image, mask, spacing, chosen = case
     classes = dict.fromkeys(("firstorder", "glcm", "gldm", "glrlm", "glszm", "ngtdm"), ())
     parameters = Parameters(feature_classes=classes, settings=chosen)
-    expected = _by_pyradiomics(image, mask, spacing, parameters)
+    try:
+        expected = _by_pyradiomics(image, mask, spacing, parameters)
+    except BadInputError:
+        with pytest.raises(BadInputError):
+            extract(image, mask, spacing=spacing, parameters=parameters)
+        return
     _compare(extract(image, mask, spacing=spacing, parameters=parameters), expected, 1e-9, 1e-12)
 
 

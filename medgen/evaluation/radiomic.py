@@ -1,0 +1,183 @@
+"""Fréchet radiomic distances of two sets, their floors, and which features have shifted most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from medgen.evaluation.diversity import draw
+from medgen.evaluation.scans import Region, Scans
+from medgen.evaluation.split import Split
+from medgen.metrics.protocols import PROTOCOLS
+from medgen.metrics.radiomic_distance import RadiomicDistance
+from medgen.types import BadInputError
+
+_SHOWN = 10  # features that differ most
+_ALIKE = 0.95  # correlation from which on a feature tells what one before it told
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def column_names(protocol: str, scans: Scans) -> tuple[str, ...]:
+    """Names of the columns of ``scans.radiomics``.
+
+    Args:
+        protocol: Name of the protocol.
+        scans: Measured scans.
+
+    Returns:
+        The names, once per channel where channels are measured one by one.
+    """
+    names = PROTOCOLS[protocol].columns(scans.dataset.spatial_dims)
+    count = scans.radiomics[protocol].shape[1] // len(names)
+    return names if count == 1 else tuple(f"channel{c}_{name}" for c in range(count) for name in names)
+
+
+def radiomic_distances(
+    real: Scans, synthetic: Scans, split: Split, region: Region, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Each protocol's distance of synthetic to real validation scans, and of real training scans to them.
+
+    Protocols that are biased for few scans compare equal numbers of scans.
+
+    Args:
+        real: The measured real scans.
+        synthetic: The measured synthetic scans.
+        split: Of the real scans.
+        region: Where features were taken.
+        seed: Of the draws.
+
+    Returns:
+        For each protocol the section of the report.
+
+    Raises:
+        BadInputError: If fewer than two scans of a set have features.
+    """
+    found = {}
+    for name in real.radiomics:
+        protocol = PROTOCOLS[name]
+        columns = column_names(name, real)
+        made = _with_features(synthetic, list(range(len(synthetic.cases))), name, "synthetic")
+        val = _with_features(real, split.val, name, "real")
+        train = _with_features(real, split.train, name, "real") if split.apart else val
+        if not split.apart:
+            train, val_of_floor = _halves(val, real.groups, seed)
+        else:
+            val_of_floor = val
+        if name != "frd-robust":
+            size = min(len(made), len(val), *(len(side) for side in (train, val_of_floor)))
+            made, val = draw(made, size, seed, name, "synthetic"), draw(val, size, seed, name, "val")
+            train, val_of_floor = draw(train, size, seed, name, "train"), draw(val_of_floor, size, seed, name, "val")
+        value = _distance(protocol, (real, val), (synthetic, made), columns, seed)
+        floor = _distance(protocol, (real, val_of_floor), (real, train), columns, seed)
+        found[name] = {
+            **_plain(value),
+            "unit": protocol.unit,
+            "floor": {
+                key: entry
+                for key, entry in _plain(floor).items()
+                if key in ("value", "squared", "interval", "p_value", "n_real", "n_synthetic")
+            },
+            "excluded": {"real": real.excluded[name], "synthetic": synthetic.excluded[name]},
+            "region": "whole scans" if region == "whole" else "labelled region",
+        }
+    return found
+
+
+def radiomic_shift(real: Scans, synthetic: Scans, split: Split, protocol: str) -> list[dict[str, Any]]:
+    """The features whose distributions differ most, one of each bunch that goes together.
+
+    Args:
+        real: The measured real scans.
+        synthetic: The measured synthetic scans.
+        split: Of the real scans.
+        protocol: Whose features.
+
+    Returns:
+        Up to ten features with the difference of their means in standard deviations and the quantiles of both sets.
+    """
+    x, y = real.radiomics[protocol][split.val], synthetic.radiomics[protocol]
+    columns = column_names(protocol, real)
+    used = [index for index, name in enumerate(columns) if not name.startswith("diagnostics")]
+    x, y = x[~np.isnan(x).all(axis=1)][:, used], y[~np.isnan(y).all(axis=1)][:, used]
+    defined = ~(np.isnan(x).any(axis=0) | np.isnan(y).any(axis=0))
+    x, y = x[:, defined], y[:, defined]
+    names = [columns[index] for index, keep in zip(used, defined, strict=True) if keep]
+    spread = np.sqrt((x.var(axis=0) + y.var(axis=0)) / 2)
+    # A spread of rounding errors is no spread; such columns hold one value.
+    varies = spread > 1e-6 * np.abs(np.concatenate([x, y])).max(axis=0)
+    effect = np.where(varies, (y.mean(axis=0) - x.mean(axis=0)) / np.where(varies, spread, 1), 0.0)
+    residuals = np.concatenate([x - x.mean(axis=0), y - y.mean(axis=0)])
+    directions = residuals / np.maximum(np.linalg.norm(residuals, axis=0), np.finfo(np.float64).tiny)
+    chosen: list[int] = []
+    for index in np.argsort(-np.abs(effect), kind="stable").tolist():
+        alike = [abs(float(directions[:, index] @ directions[:, other])) for other in chosen]
+        if varies[index] and max(alike, default=0.0) < _ALIKE:
+            chosen.append(index)
+        if len(chosen) == _SHOWN:
+            break
+    return [
+        {
+            "feature": names[index],
+            "effect": float(effect[index]),
+            "real": np.quantile(x[:, index], _QUANTILES).tolist(),
+            "synthetic": np.quantile(y[:, index], _QUANTILES).tolist(),
+        }
+        for index in chosen
+    ]
+
+
+def _with_features(scans: Scans, rows: list[int], protocol: str, name: str) -> list[int]:
+    kept = [row for row in rows if not np.isnan(scans.radiomics[protocol][row]).all()]
+    if len(kept) < 2:
+        reasons = "; ".join(f"{count}x {reason}" for reason, count in scans.excluded[protocol].items())
+        raise BadInputError(
+            f"{scans.dataset.root}: expected at least 2 {name} scans with radiomic features ({protocol}), got "
+            f"{len(kept)} of {len(rows)} ({reasons}). Choose another region, or leave the protocol out."
+        )
+    return kept
+
+
+def _halves(rows: list[int], groups: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """Random halves, patient by patient."""
+    by_group: dict[str, list[int]] = {}
+    for row in rows:
+        by_group.setdefault(groups[row], []).append(row)
+    names = list(by_group)
+    halves: tuple[list[int], list[int]] = ([], [])
+    for index in draw(range(len(names)), len(names), seed, "radiomic halves"):
+        min(halves, key=len).extend(by_group[names[index]])
+    return halves
+
+
+def _distance(
+    protocol: Any, real: tuple[Scans, list[int]], other: tuple[Scans, list[int]], columns: Sequence[str], seed: int
+) -> RadiomicDistance:
+    (x, x_rows), (y, y_rows) = real, other
+    options: dict[str, Any] = {}
+    if protocol.name == "frd-robust":
+        # Patients of the two folders are told apart even where they share a name.
+        groups = (
+            [f"real {x.groups[row]}" for row in x_rows],
+            [f"{'real' if y is x else 'synthetic'} {y.groups[row]}" for row in y_rows],
+        )
+        options = {"groups": groups, "seed": seed}
+    result: RadiomicDistance = protocol.distance(
+        x.radiomics[protocol.name][x_rows], y.radiomics[protocol.name][y_rows], columns, **options
+    )
+    return result
+
+
+def _plain(distance: RadiomicDistance) -> dict[str, Any]:
+    """The distance in plain types; what JSON cannot hold becomes None, with a warning that says so."""
+    content = {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in asdict(distance).items()}
+    if not math.isfinite(distance.value):
+        content["value"] = None
+        content["warnings"].append("the value is minus infinity: the sets are identical, or too few scans vary")
+    if distance.interval is not None and not all(map(math.isfinite, distance.interval)):
+        content["interval"] = None
+        content["warnings"].append("no interval: fewer than three patients or scans in a set")
+    return content

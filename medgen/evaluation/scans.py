@@ -1,0 +1,333 @@
+"""One pass over a folder: of every scan its features, its radiomics and its descriptor, and not its voxels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from medgen.data.case import RGB, Case, Dataset, Rejection
+from medgen.data.dataset import load_case
+from medgen.data.geometry import place, to_model
+from medgen.data.intensity import Normalization
+from medgen.evaluation.cache import FeatureCache
+from medgen.metrics.descriptor import GRID, describe
+from medgen.metrics.frd import features as radiomic_features
+from medgen.metrics.protocols import PROTOCOLS
+from medgen.provenance import sha256_array
+from medgen.types import BadInputError, Grid, Sample
+
+Region = Literal["whole", "label"]
+# Raise when features of equal scans change, so that older caches are not read.
+_VERSION = 1
+_BATCH = 16  # pictures that go through the network together
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is computed of every scan.
+
+    Attributes:
+        network: Extractor of the features.
+        stamp: What identifies it and its preprocessing.
+        device: Where the network runs.
+        protocols: Protocols of the Fréchet radiomic distance.
+        region: Where radiomic features are taken.
+        cache: Where results are kept.
+        workers: Scans that are read and measured side by side.
+    """
+
+    network: nn.Module
+    stamp: dict[str, Any]
+    device: torch.device
+    protocols: tuple[str, ...]
+    region: Region
+    cache: FeatureCache
+    workers: int
+
+
+@dataclass(eq=False)
+class Scans:
+    """The scans of one set that could be read, without their voxels.
+
+    Attributes:
+        dataset: The set.
+        cases: The N scans.
+        features: ``(N, V, D)`` float32.
+        radiomics: ``(N, F)`` float64 for each protocol; a row of NaN where a scan has no features.
+        excluded: For each protocol, how many scans have no features, by reason.
+        descriptors: ``(N, C, G, G[, G])`` float16, by which copies are found.
+        shapes: Spatial shape of each.
+        labels: Digest of the label map of each, or None.
+    """
+
+    dataset: Dataset
+    cases: list[Case] = field(default_factory=list)
+    features: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    radiomics: dict[str, np.ndarray] = field(default_factory=dict)
+    excluded: dict[str, dict[str, int]] = field(default_factory=dict)
+    descriptors: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[str]:
+        """Patient of each scan; a scan of unknown patient is one of its own."""
+        return [case.group or f"case {case.case}" for case in self.cases]
+
+    def rows(self, names: set[str]) -> list[int]:
+        """Rows of the named cases.
+
+        Args:
+            names: Identifiers of cases.
+
+        Returns:
+            Rows in the order of `cases`.
+        """
+        return [index for index, case in enumerate(self.cases) if case.case in names]
+
+
+@dataclass(eq=False)
+class _Measured:
+    """What is known of one scan; `image` only as long as the network has not seen it."""
+
+    case: Case
+    keys: dict[str, str]
+    shape: tuple[int, ...]
+    label: str | None
+    descriptor: np.ndarray
+    radiomics: dict[str, np.ndarray]
+    reasons: dict[str, str]
+    features: np.ndarray | None = None
+    image: torch.Tensor | None = None
+
+
+def read_scan(case: Case, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor | None, Grid]:
+    """One scan as all metrics see it: in RAS order where its orientation is known.
+
+    Args:
+        case: One of the cases of the set.
+        dataset: The set.
+
+    Returns:
+        Image ``(C, *spatial)`` in source units, label ``(*spatial)`` or None, and their grid.
+
+    Raises:
+        BadInputError: If the scan cannot be used.
+    """
+    sample = load_case(case, dataset)
+    if sample.image is None:
+        raise BadInputError(f"{dataset.root}: expected an image for case {sample.case}, got none.")
+    placement = place(sample.grid)
+    image = to_model(sample.image, placement, mode="linear", padding="constant")
+    label = None
+    if sample.label is not None:
+        label = to_model(sample.label[None], placement, mode="nearest", padding="constant")[0]
+    return image, label, placement.grid
+
+
+def normalize(image: torch.Tensor, case: Case, dataset: Dataset) -> torch.Tensor:
+    """Intensities as the networks see them.
+
+    Args:
+        image: ``(C, *spatial)`` in source units.
+        case: The scan, for messages.
+        dataset: Its set: colors are scaled together, channels one by one.
+
+    Returns:
+        ``(C, *spatial)`` in [0, 1], by the percentiles of the scan.
+    """
+    intensity = Normalization(per_channel=dataset.channel_names != RGB).fit(image, source=case.images[0])
+    return (intensity.forward(image) + 1) / 2
+
+
+def for_display(case: Case, dataset: Dataset) -> Sample:
+    """One scan as it is drawn.
+
+    Args:
+        case: One of the cases of the set.
+        dataset: The set.
+
+    Returns:
+        A sample with image in [0, 1] and without label, in RAS order.
+    """
+    image, _, grid = read_scan(case, dataset)
+    return replace(load_case(case, dataset), grid=grid, image=normalize(image, case, dataset), label=None)
+
+
+def measure(dataset: Dataset, recipe: Recipe, name: str, *, skip_bad: bool) -> Scans:
+    """Measure every scan of a folder; memory holds a few scans at a time.
+
+    Args:
+        dataset: The set.
+        recipe: What to compute.
+        name: Of the set, for the progress bar.
+        skip_bad: Note scans that cannot be used in ``dataset.rejected`` and go on.
+
+    Returns:
+        The measured scans.
+
+    Raises:
+        BadInputError: If a scan cannot be used and is not to be skipped, or fewer than two are left.
+    """
+    scans = Scans(dataset)
+    done: list[_Measured] = []
+    waiting: dict[tuple[int, ...], list[_Measured]] = {}
+    with tqdm(desc=f"{name} scans", total=len(dataset.cases), unit="scan") as bar:
+        for measured in _in_threads(dataset, recipe, skip_bad=skip_bad):
+            done.append(measured)
+            if measured.image is not None:
+                batch = waiting.setdefault(tuple(measured.image.shape), [])
+                batch.append(measured)
+                if len(batch) * _pictures(measured.image) >= _BATCH:
+                    _extract(waiting.pop(tuple(measured.image.shape)), recipe)
+            bar.update()
+        for batch in waiting.values():
+            _extract(batch, recipe)
+    if len(done) < 2:
+        raise BadInputError(f"{dataset.root}: expected at least 2 usable {name} scans, got {len(done)}. Add scans.")
+    scans.cases = [item.case for item in done]
+    scans.shapes = [item.shape for item in done]
+    scans.labels = [item.label for item in done]
+    scans.features = torch.from_numpy(np.stack([item.features for item in done if item.features is not None]))
+    scans.descriptors = torch.from_numpy(np.stack([item.descriptor for item in done]))
+    for protocol in recipe.protocols:
+        scans.radiomics[protocol] = np.stack([item.radiomics[protocol] for item in done])
+        scans.excluded[protocol] = dict(Counter(item.reasons[protocol] for item in done if item.reasons[protocol]))
+    return scans
+
+
+def _pictures(image: torch.Tensor) -> int:
+    """A volume is many pictures already."""
+    return _BATCH if image.ndim == 4 else 1
+
+
+def _in_threads(dataset: Dataset, recipe: Recipe, *, skip_bad: bool) -> Iterator[_Measured]:
+    """Measured scans in the order of the folder, a few ahead of the caller."""
+    ahead: deque[tuple[Case, Future[_Measured]]] = deque()
+    cases = iter(dataset.cases)
+    with ThreadPoolExecutor(recipe.workers) as pool:
+        try:
+            while True:
+                while len(ahead) < 2 * recipe.workers and (case := next(cases, None)) is not None:
+                    ahead.append((case, pool.submit(_measure, case, dataset, recipe)))
+                if not ahead:
+                    return
+                case, future = ahead.popleft()
+                try:
+                    yield future.result()
+                except BadInputError as error:
+                    if not skip_bad:
+                        raise
+                    rejection = Rejection(case.case, str(error))
+                    if rejection not in dataset.rejected:
+                        dataset.rejected.append(rejection)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _measure(case: Case, dataset: Dataset, recipe: Recipe) -> _Measured:
+    """What threads can do of one scan; the rest, the network, runs on the whole machine by itself."""
+    files = [*case.images, *([case.label] if case.label else [])]
+    missing = [path for path in files if not path.is_file() and not path.is_dir()]
+    if missing:
+        raise BadInputError(f"{missing[0]}: expected a file, got none. Add it, or take case {case.case} off the list.")
+    kind = {"version": _VERSION, "channels": sorted(dataset.channel_names.values()), "dims": dataset.spatial_dims}
+    stamps: dict[str, dict[str, Any]] = {
+        "features": {**kind, **recipe.stamp},
+        "descriptor": {**kind, "grid": GRID[dataset.spatial_dims]},
+        **{name: {**kind, "protocol": name, "region": recipe.region} for name in recipe.protocols},
+    }
+    flat = [part for path in files for part in (sorted(path.rglob("*")) if path.is_dir() else [path]) if part.is_file()]
+    keys = {name: FeatureCache.digest(flat, stamp) for name, stamp in stamps.items()}
+    known = {name: recipe.cache.get(key) for name, key in keys.items()}
+    if (found := known["descriptor"]) is not None and all(known[name] for name in recipe.protocols):
+        arrays, facts = found
+        measured = _Measured(
+            case=case,
+            keys=keys,
+            shape=tuple(int(size) for size in facts["shape"].split()),
+            label=facts["label"] or None,
+            descriptor=arrays["descriptor"],
+            radiomics={name: known[name][0]["row"] for name in recipe.protocols},  # type: ignore[index]
+            reasons={name: known[name][1]["reason"] for name in recipe.protocols},  # type: ignore[index]
+        )
+        if (features := known["features"]) is not None:
+            measured.features = features[0]["features"]
+            return measured
+        image, _, _ = read_scan(case, dataset)
+    else:
+        image, label, grid = read_scan(case, dataset)
+        measured = _first_look(case, keys, image, label, grid, recipe)
+    measured.image = normalize(image, case, dataset)
+    if known["features"] is not None:
+        measured.features, measured.image = known["features"][0]["features"], None
+    return measured
+
+
+def _first_look(
+    case: Case, keys: dict[str, str], image: torch.Tensor, label: torch.Tensor | None, grid: Grid, recipe: Recipe
+) -> _Measured:
+    """Descriptor and radiomic features of a scan that no cache knows."""
+    try:
+        descriptor = describe(image[None])[0].half().numpy()
+    except ValueError as error:
+        raise BadInputError(f"{case.images[0]}: {error}") from error
+    facts = {
+        "shape": " ".join(map(str, image.shape[1:])),
+        "label": "" if label is None else sha256_array(label),
+    }
+    radiomics, reasons = {}, {}
+    pixels = image.numpy().astype(np.float64)
+    for name in recipe.protocols:
+        radiomics[name], reasons[name] = _radiomics(pixels, label, grid, name, recipe.region)
+        recipe.cache.put(keys[name], {"row": radiomics[name]}, {"reason": reasons[name]})
+    recipe.cache.put(keys["descriptor"], {"descriptor": descriptor}, facts)
+    return _Measured(
+        case=case,
+        keys=keys,
+        shape=tuple(image.shape[1:]),
+        label=facts["label"] or None,
+        descriptor=descriptor,
+        radiomics=radiomics,
+        reasons=reasons,
+    )
+
+
+def _radiomics(
+    pixels: np.ndarray, label: torch.Tensor | None, grid: Grid, name: str, region: Region
+) -> tuple[np.ndarray, str]:
+    """Row of one protocol, and why it is empty."""
+    protocol = PROTOCOLS[name]
+    spacing = grid.spacing if grid.known else None
+    channels = "luminance" if len(pixels) == 1 or (len(pixels) == 3 and pixels.ndim == 3) else "each"
+    width = len(protocol.columns(pixels.ndim - 1)) * (len(pixels) if channels == "each" else 1)
+    if region == "label" and label is None:
+        return np.full(width, np.nan), "no label"
+    mask = None if region == "whole" or label is None else (label > 0).numpy().astype(np.uint8)
+    try:
+        return radiomic_features(pixels, mask, protocol=protocol, spacing=spacing, channels=channels), ""
+    except BadInputError as error:
+        return np.full(width, np.nan), str(error)
+
+
+def _extract(batch: Sequence[_Measured], recipe: Recipe) -> None:
+    """Run the network over scans of one shape and keep what it gives."""
+    images = torch.stack([item.image for item in batch if item.image is not None])
+    rows = recipe.network(images.to(recipe.device)).float().cpu().numpy()
+    for item, row in zip(batch, rows, strict=True):
+        item.features, item.image = row, None
+        recipe.cache.put(item.keys["features"], {"features": row})
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
