@@ -183,14 +183,14 @@ def main(
         overwrite=True,
     )
     records = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else []
-    frechet, diversity = report["frechet_distance"], report["ms_ssim"]
+    frechet, diversity = report["scores"]["frechet"], report["ms_ssim"]
     similar = real_pairs_of_similar_labels(read_dataset(data_folder(dataset)), diversity["scales"])
     diversity = diversity | {"real_similar_labels": similar}
-    ratio = frechet["ratio_to_floor"]
-    reached = {"frechet": ratio is not None and ratio <= MOST_RATIO}
+    ratio = frechet["value_at_floor_n"] / frechet["floor"]
+    reached = {"frechet": ratio <= MOST_RATIO}
     rows = [
-        ["Fréchet distance, train to val (floor)", frechet["floor"]["median"], "", ""],
-        ["Fréchet distance, synthetic to val", frechet["synthetic_to_val"]["median"], "", ""],
+        ["Fréchet distance, train to val (floor)", frechet["floor"], "", ""],
+        ["Fréchet distance, synthetic to val", frechet["value_at_floor_n"], "", ""],
         ["ratio to the floor", ratio, f"<= {MOST_RATIO:g}", verdict(reached["frechet"])],
         ["MS-SSIM, real pairs", diversity["real"]["mean"], "", ""],
         ["MS-SSIM, synthetic pairs", diversity["synthetic"]["mean"], "", ""],
@@ -204,19 +204,27 @@ def main(
             [f"MS-SSIM, real pairs of similar labels (Dice {similar['label_dice']:.2f})", similar["mean"], "", ""],
             ["one label minus those", one_label["mean"] - similar["mean"], "", ""],
         ]
+    radiomic, copies = report["frd"]["frd-robust"], report["memorization"]
+    rows += [
+        ["FRD (frd-robust), synthetic to val", radiomic["value"], "", ""],
+        ["FRD (frd-robust), train to val (floor)", radiomic["floor"]["value"], "", ""],
+        [f"copies of training scans among {report['synthetic']['scans']}", copies["copies"], "", ""],
+    ]
     table(["figure", "value", "goal", ""], rows)
-    print(f"\npicture: {workdir / dataset / 'report' / 'report.png'}")
     save(
         f"realism_{dataset}" + ("_val_labels" if split == "val" else ""),
-        what="Fréchet distance (medians over random subsets of equal n) and MS-SSIM of pairs, as `medgen evaluate`",
+        what="Fréchet distance to val beside that of train at the same n, and MS-SSIM of pairs, as `medgen evaluate`",
         n={name: report[side][name] for side, name in (("real", "train"), ("real", "val"), ("synthetic", "scans"))}
-        | {"per_side": frechet["n"], "labels": len({record.label.get("sha256") for record in records})},
+        | {"of_the_floor": frechet["floor_n"], "labels": len({record.label.get("sha256") for record in records})},
         seeds=[seed],
         synthesis=[dict(values) for values in dict.fromkeys(map(_settings, records))],
         scans=[{"label": record.label.get("file", ""), "seed": record.seed} for record in records],
         label_split=None if synthetic else split,
         extractor=report["extractor"],
         frechet_distance=frechet,
+        ratio_to_floor=ratio,
+        frd=radiomic,
+        memorization=copies,
         ms_ssim=diversity,
         warnings=[text.replace(str(folder), folder.name) for text in report["warnings"]],
         goals={"ratio_to_floor": MOST_RATIO, "ms_ssim_difference": MOST_DIFFERENCE},

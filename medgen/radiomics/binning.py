@@ -91,7 +91,7 @@ def discretize(
             "image: expected finite intensities in the region, got NaN or infinity. Repair or leave out the scan."
         )
     edges = bin_edges(values, bin_width=bin_width, bin_count=bin_count)
-    levels, counts = _digitize(values, edges)
+    levels, counts = assign_levels(values, edges)
     present = np.flatnonzero(counts)
     rank = np.zeros(len(counts), dtype=np.int32)
     rank[present] = np.arange(1, len(present) + 1)
@@ -109,10 +109,17 @@ def discretize(
 
 
 @njit(cache=True, nogil=True)
-def _digitize(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def assign_levels(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``numpy.digitize`` for nearly equal steps, and how often each level occurs.
 
     A level is guessed by division and corrected against the edges themselves.
+
+    Args:
+        values: ``(N,)`` float64.
+        edges: ``(E,)`` ascending float64, not above the smallest value.
+
+    Returns:
+        ``(N,)`` int32 levels from 1, and ``(E + 1,)`` int64 values of each level.
     """
     last = len(edges) - 1
     scale = last / (edges[last] - edges[0])

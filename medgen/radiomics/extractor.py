@@ -12,7 +12,8 @@ import torch
 from scipy import ndimage
 
 from medgen.radiomics import filters, firstorder, region, shape
-from medgen.radiomics.binning import discretize
+from medgen.radiomics.binning import assign_levels, discretize
+from medgen.radiomics.compilation import announce
 from medgen.radiomics.parameters import Parameters
 from medgen.radiomics.texture import margin, texture
 from medgen.types import BadInputError, Spacing
@@ -132,6 +133,8 @@ def extract_with_notes(
     """
     chosen = parameters
     pixels, regions, steps = _arrays(image, mask, labels, spacing)
+    if engine == "medgen":
+        announce(assign_levels)
     skipped: dict[str, str] = {}
     if engine == "pyradiomics":
         from medgen.radiomics.reference import extract as by_pyradiomics

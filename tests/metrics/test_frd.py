@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import linalg, ndimage
 
-from medgen.metrics.frd import FrechetRadiomicDistance
+from medgen.metrics import FrechetRadiomicDistance
 from medgen.metrics.protocols import PROTOCOLS
 from medgen.metrics.radiomic_distance import _shrunk, frd_robust
 from medgen.types import BadInputError
