@@ -46,10 +46,11 @@ class FrechetRadiomicDistance(Metric):
         higher_is_better: False.
         is_differentiable: False.
         full_state_update: False; an update needs only its own batch.
-        real_features: ``(N, D)`` float64 features of the real scans.
-        synthetic_features: ``(M, D)`` float64 features of the synthetic scans.
+        real_features: Features of the real scans, float64: flat, so that processes without scans can join.
+        synthetic_features: Features of the synthetic scans, likewise.
         real_excluded: Number of real scans without features.
         synthetic_excluded: Number of synthetic scans without features.
+        num_channels: Channels of the scans; 0 before any.
 
     Example:
         >>> import torch
@@ -69,6 +70,7 @@ class FrechetRadiomicDistance(Metric):
     synthetic_features: list[torch.Tensor]
     real_excluded: torch.Tensor
     synthetic_excluded: torch.Tensor
+    num_channels: torch.Tensor
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class FrechetRadiomicDistance(Metric):
         self.workers = workers
         self.reset_real_features = reset_real_features
         self.excluded: Counter[tuple[str, str]] = Counter()
-        self._num_channels: int | None = None
+        self.add_state("num_channels", default=torch.tensor(0), dist_reduce_fx="max")
         for name in ("real", "synthetic"):
             self.add_state(f"{name}_features", default=[], dist_reduce_fx="cat")
             self.add_state(f"{name}_excluded", default=torch.tensor(0), dist_reduce_fx="sum")
@@ -106,9 +108,10 @@ class FrechetRadiomicDistance(Metric):
     def columns(self) -> tuple[str, ...]:
         """Names of the features; with ``channels="each"`` once per channel."""
         names = self.protocol.columns(self.spatial_dims)
-        if self.channels == "luminance" or self._num_channels in (None, 1):
+        count = int(self.num_channels)
+        if self.channels == "luminance" or count <= 1:
             return names
-        return tuple(f"channel{channel}_{name}" for channel in range(self._num_channels or 0) for name in names)
+        return tuple(f"channel{channel}_{name}" for channel in range(count) for name in names)
 
     def update(
         self,
@@ -133,15 +136,16 @@ class FrechetRadiomicDistance(Metric):
         if images.ndim != self.spatial_dims + 2:
             raise ValueError(f"images: expected {expected}, got shape {tuple(images.shape)}. Set spatial_dims.")
         channels = images.shape[1]
-        if self._num_channels is None:
+        known = int(self.num_channels)
+        if not known:
             if self.channels == "luminance" and not (channels == 1 or (channels == 3 and self.spatial_dims == 2)):
                 raise ValueError(
                     f"images: expected 1 channel, or 3 colors in 2D, got {channels}. "
                     "Pass channels='each' for features of every channel."
                 )
-            self._num_channels = channels
-        if channels != self._num_channels:
-            raise ValueError(f"images: expected {self._num_channels} channel(s) as before, got {channels}.")
+            self.num_channels = torch.tensor(channels, device=self.num_channels.device)
+        elif channels != known:
+            raise ValueError(f"images: expected {known} channel(s) as before, got {channels}.")
         regions: list[np.ndarray | None] = [None] * len(images)
         if mask is not None:
             if mask.ndim == images.ndim and mask.shape[1] == 1:
@@ -179,7 +183,8 @@ class FrechetRadiomicDistance(Metric):
         sets = []
         for name in ("real", "synthetic"):
             state = getattr(self, f"{name}_features")
-            rows = dim_zero_cat(state) if len(state) else torch.zeros(0, width)
+            flat = dim_zero_cat(state) if len(state) else torch.zeros(0)
+            rows = flat.reshape(-1, width)
             if len(rows) < 2:
                 raise ValueError(
                     f"FrechetRadiomicDistance: expected at least 2 {name} scans with features, got {len(rows)} and "
@@ -190,17 +195,29 @@ class FrechetRadiomicDistance(Metric):
 
     def reset(self) -> None:
         """Forget the scans; the real ones only if ``reset_real_features``."""
-        kept = {name: getattr(self, name) for name in self._defaults if name.startswith("real_")}
+        kept = {name: getattr(self, name) for name in self._defaults if name.startswith(("real_", "num_"))}
         counts = {key: number for key, number in self.excluded.items() if key[0] == "real"}
         kept = {name: list(value) if isinstance(value, list) else value for name, value in kept.items()}
         super().reset()
         self.excluded = Counter()
         if self.reset_real_features:
-            self._num_channels = None
             return
         self.excluded.update(counts)
         for name, value in kept.items():
             setattr(self, name, value)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all processes; called by ``compute``.
+
+        Args:
+            *args: As for ``torchmetrics.Metric.sync``.
+            **kwargs: As for ``torchmetrics.Metric.sync``.
+        """
+        # An empty list would be gathered as float32, which the other processes do not hold.
+        for name in ("real_features", "synthetic_features"):
+            if not getattr(self, name):
+                setattr(self, name, [torch.zeros(0, dtype=torch.float64, device=self.device)])
+        super().sync(*args, **kwargs)
 
     def _try(self, scan: np.ndarray, mask: np.ndarray | None, spacing: Sequence[float] | None) -> np.ndarray | str:
         """Features of one scan ``(C, *spatial)``, or why it has none."""
@@ -219,7 +236,7 @@ class FrechetRadiomicDistance(Metric):
                 setattr(self, f"{name}_excluded", count + 1)
                 warnings.warn(f"FrechetRadiomicDistance: a {name} scan is excluded: {row}", stacklevel=3)
             else:
-                getattr(self, f"{name}_features").append(torch.from_numpy(row)[None].to(device))
+                getattr(self, f"{name}_features").append(torch.from_numpy(row).to(device))
 
 
 def features(
