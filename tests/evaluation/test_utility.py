@@ -68,7 +68,7 @@ def real(make: Set) -> Scans:
 @pytest.fixture(scope="module")
 def good(make: Set, real: Scans) -> tuple[Scans, dict]:
     synthetic = make(range(100, 110), FLAT)
-    return synthetic, measure_utility(real, synthetic, SPLIT, steps=50)
+    return synthetic, measure_utility(real, synthetic, SPLIT, steps=40)
 
 
 def test_good_pairs_serve_as_well_as_real_ones(good: tuple[Scans, dict]) -> None:
@@ -90,7 +90,7 @@ def test_good_pairs_serve_as_well_as_real_ones(good: tuple[Scans, dict]) -> None
 def test_labels_beside_their_ball_show_in_adherence_and_in_what_is_learned(
     make: Set, real: Scans, good: tuple[Scans, dict]
 ) -> None:
-    wrong = measure_utility(real, make(range(100, 110), FLAT, shift=8), SPLIT, steps=50)
+    wrong = measure_utility(real, make(range(100, 110), FLAT, shift=8), SPLIT, steps=40)
     assert wrong["dice"]["real"] == good[1]["dice"]["real"]
     assert max(wrong["adherence"]) < 0.6 < min(good[1]["adherence"])
     assert max(wrong["dice"]["synthetic"]) < 0.6 < min(good[1]["dice"]["synthetic"])
@@ -132,7 +132,10 @@ def test_large_scans_are_shrunk(make: Set, shape: tuple[int, ...], patch: tuple[
     assert found == patch
     assert tuple(label.shape) == (patch if len(shape) == 2 else (96, 38, 13))
     assert image.shape == (1, *label.shape)
-    assert set(label.unique().tolist()) == {0, 1, 2}
+    given = read_scan(scans.cases[0], scans.dataset)[1]
+    nearest = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(label.shape, shape, strict=True)]
+    assert given is not None
+    assert (label.numpy() == given.numpy()[np.ix_(*nearest)]).mean() > 0.999
     assert most * (image.nbytes + label.nbytes) <= 600e6
 
 
