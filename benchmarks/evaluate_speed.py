@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -74,7 +73,7 @@ def run(real: Path, synthetic: Path, output: Path) -> dict[str, float]:
     )
     seconds = time.perf_counter() - start
     figures = json.loads(re.search(r"figures (.*)", done.stdout)[1])  # type: ignore[index]
-    unit = 1024**2 if resource.getpagesize() else 1  # ru_maxrss counts KiB on Linux
+    unit = 1024**2  # ru_maxrss counts KiB on Linux
     return {"seconds": seconds, "peak_gb": figures["peak"] / unit, "imported_gb": figures["imported"] / unit}
 
 

@@ -25,7 +25,7 @@ from medgen.metrics.frd import features
 from medgen.metrics.protocols import PROTOCOLS
 from medgen.metrics.radiomic_distance import frd_robust
 
-BOUNDS = {("frd-v0", True): 1e-3, ("frd-v0", False): 1e-3, ("frd-v1", True): 1e-4, ("frd-v1", False): 0.1}
+BOUNDS = {("frd-v0", True): 1e-3, ("frd-v0", False): 1e-3, ("frd-v1", True): 1e-4, ("frd-v1", False): 0.01}
 SIZES = (20, 60, 120, 200)
 
 
@@ -90,6 +90,8 @@ def parity(data: Path, golden: Path) -> list[dict[str, Any]]:
                 values.append(rows(images, protocol, masks, steps))
             columns = PROTOCOLS[protocol].columns(sets[0][0][0].ndim - 1)
             ours = PROTOCOLS[protocol].distance(*values, columns).value
+            bound = BOUNDS[protocol, run["masks"]]
+            loose = protocol == "frd-v1" and not run["masks"]
             found.append(
                 {
                     "pair": pair["name"],
@@ -98,7 +100,8 @@ def parity(data: Path, golden: Path) -> list[dict[str, Any]]:
                     "frd_score": run["frd"],
                     "medgen": ours,
                     "difference": abs(ours - run["frd"]),
-                    "bound": BOUNDS[protocol, run["masks"]],
+                    # Rounding alone moves this pair by 0.048: see the notes of the golden values.
+                    "bound": 0.1 if loose and pair["name"].startswith("cxr_radiopaedia_vs_eurorad") else bound,
                 }
             )
     return found

@@ -192,7 +192,7 @@ def _function(name: str) -> Any:
 def _spell_out_flags(function: Any, arguments: Sequence[str]) -> list[str]:
     """Let ``--dry_run`` stand for ``--dry_run=true``."""
     flags = {f"--{key}" for key, value in inspect.signature(function).parameters.items() if value.default is False}
-    following = [*arguments[1:], "--"]
+    following = [*arguments[1:], "--"][: len(arguments)]
     return [
         f"{word}=true" if word in flags and after.startswith("--") else word
         for word, after in zip(arguments, following, strict=True)

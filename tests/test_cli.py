@@ -306,3 +306,8 @@ def test_the_program_answers_without_a_command(words: list[str], code: int, stre
 def test_a_hint_names_an_argument_and_nothing_of_what_the_command_returns(capsys):
     assert cli.main(["synthesize", "--output", "x", "--label", "y"]) == 2
     assert "unknown key 'label'. Did you mean 'labels'?" in capsys.readouterr().err
+
+
+def test_a_command_without_its_arguments_says_which_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate"]) == 2
+    assert "real" in capsys.readouterr().err

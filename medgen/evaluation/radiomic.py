@@ -67,20 +67,31 @@ def radiomic_distances(
             train, val_of_floor = _halves(val, real.groups, seed)
         else:
             val_of_floor = val
+        halved = min(len(train), len(val_of_floor)) >= 2
         if name != "frd-robust":
-            size = min(len(made), len(val), *(len(side) for side in (train, val_of_floor)))
+            size = min(len(side) for side in (made, val, *((train, val_of_floor) if halved else ())))
             made, val = draw(made, size, seed, name, "synthetic"), draw(val, size, seed, name, "val")
             train, val_of_floor = draw(train, size, seed, name, "train"), draw(val_of_floor, size, seed, name, "val")
-        value = _distance(protocol, (real, val), (synthetic, made), columns, seed)
-        floor = _distance(protocol, (real, val_of_floor), (real, train), columns, seed)
+        value = _plain(_distance(protocol, (real, val), (synthetic, made), columns, seed))
+        floor = None
+        if halved:
+            whole = _plain(_distance(protocol, (real, val_of_floor), (real, train), columns, seed))
+            floor = {key: whole[key] for key in ("value", "squared", "interval", "p_value", "n_real", "n_synthetic")}
+        else:
+            value["warnings"].append(
+                "no floor: the real scans cannot be halved, patient by patient, with 2 on each side"
+            )
+        if name != "frd-robust":
+            value["warnings"].append(f"biased for few scans, so {len(made)} scans of each side are compared, at random")
+            if floor and floor["squared"] > value["squared"]:
+                value["warnings"].append(
+                    "real scans lie further from real ones than synthetic scans do: single features that hardly vary "
+                    "in the first set rule this protocol; read frd-robust"
+                )
         found[name] = {
-            **_plain(value),
+            **value,
             "unit": protocol.unit,
-            "floor": {
-                key: entry
-                for key, entry in _plain(floor).items()
-                if key in ("value", "squared", "interval", "p_value", "n_real", "n_synthetic")
-            },
+            "floor": floor,
             "excluded": {"real": real.excluded[name], "synthetic": synthetic.excluded[name]},
             "region": "whole scans" if region == "whole" else "labelled region",
         }
@@ -165,9 +176,12 @@ def _distance(
             [f"{'real' if y is x else 'synthetic'} {y.groups[row]}" for row in y_rows],
         )
         options = {"groups": groups, "seed": seed}
-    result: RadiomicDistance = protocol.distance(
-        x.radiomics[protocol.name][x_rows], y.radiomics[protocol.name][y_rows], columns, **options
-    )
+    try:
+        result: RadiomicDistance = protocol.distance(
+            x.radiomics[protocol.name][x_rows], y.radiomics[protocol.name][y_rows], columns, **options
+        )
+    except ValueError as error:
+        raise BadInputError(f"{y.dataset.root}: {protocol.name}: {error} Or choose other protocols.") from error
     return result
 
 

@@ -30,6 +30,8 @@ from medgen.pictures import contact_sheet
 from medgen.precision import resolve_device
 from medgen.provenance import hide_folder, runtime_info, write_text
 from medgen.report.page import write_report
+from medgen.report.rows import all_warnings
+from medgen.report.verdict import verdict
 from medgen.types import BadInputError
 
 _SHOWN = 8  # scans on each contact sheet
@@ -139,8 +141,8 @@ def evaluate(
         try:
             report["utility"] = measure_utility(scans["real"], scans["synthetic"], split, device=target, seed=seed)
             report["warnings"] += report["utility"]["notes"]
-        except BadInputError as error:
-            report["warnings"].append(str(error))
+        except (BadInputError, RuntimeError) as error:  # what was measured before is not lost to it
+            report["warnings"].append(f"Utility was not measured: {error}")
     report["extractor"] = {**identity, "published_name": published_name("frechet", network)}  # type: ignore[arg-type]
     report["rejected"] = [
         {"set": name, "case": item.case, "reason": hide_folder(item.reason, dataset.root)}
@@ -153,6 +155,8 @@ def evaluate(
     write_report(report, pictures, output)
     # Last, because a folder with report.json is a finished report.
     write_text(output / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    print(verdict(report).headline)
+    print(f"{len(all_warnings(report))} warning(s), {len(report['rejected'])} rejected scan(s)")
     print(f"report: {output / 'index.html'}")
     return report
 
@@ -235,10 +239,12 @@ def _network(
 
 def _describe(scans: Scans) -> dict[str, Any]:
     named = {case.group for case in scans.cases if case.group}
+    # A group for every scan is only another name of the scan.
+    known = all(case.group for case in scans.cases) and len(named) < len(scans.cases)
     return {
         "folder": scans.dataset.root.resolve().name,
         "scans": len(scans.cases),
-        "patients": len(named) if all(case.group for case in scans.cases) else None,
+        "patients": len(named) if known else None,
     }
 
 
@@ -289,8 +295,10 @@ def _warnings(split: Split, smallest: int, synthetic: Scans) -> list[str]:
 def _check_output(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise BadInputError(f"{output}: expected a folder for the report, got a file. Choose another output folder.")
+    # A run that was stopped while it wrote leaves its cache and no report.json; it goes on.
+    begun = (output / "cache").is_dir()
     for name in _FILES:
-        if (output / name).exists() and not overwrite:
+        if (output / name).exists() and not overwrite and (name == "report.json" or not begun):
             raise BadInputError(
                 f"{output}: expected a folder without a report, got one with {name}. "
                 "Choose another output folder, or pass --overwrite."

@@ -189,6 +189,8 @@ def measure(dataset: Dataset, recipe: Recipe, name: str, *, skip_bad: bool) -> S
                 batch.append(measured)
                 if len(batch) * _pictures(measured.image) >= _BATCH:
                     _extract(waiting.pop(tuple(measured.image.shape)), recipe)
+                elif sum(map(len, waiting.values())) >= 2 * _BATCH:  # many shapes: memory is to stay bounded
+                    _extract(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))), recipe)
             bar.update()
         for batch in waiting.values():
             _extract(batch, recipe)

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -99,6 +99,7 @@ class FrechetRadiomicDistance(Metric):
         self.workers = workers
         self.reset_real_features = reset_real_features
         self.excluded: Counter[tuple[str, str]] = Counter()
+        self.last_result: RadiomicDistance | None = None
         self.add_state("num_channels", default=torch.tensor(0), dist_reduce_fx="max")
         for name in ("real", "synthetic"):
             self.add_state(f"{name}_features", default=[], dist_reduce_fx="cat")
@@ -146,6 +147,12 @@ class FrechetRadiomicDistance(Metric):
             self.num_channels = torch.tensor(channels, device=self.num_channels.device)
         elif channels != known:
             raise ValueError(f"images: expected {known} channel(s) as before, got {channels}.")
+        if spacing is not None and not (
+            len(spacing) == self.spatial_dims and all(np.isfinite(step) and step > 0 for step in spacing)
+        ):
+            raise ValueError(
+                f"spacing: expected {self.spatial_dims} positive lengths in mm, got {tuple(spacing)}. One per axis."
+            )
         regions: list[np.ndarray | None] = [None] * len(images)
         if mask is not None:
             if mask.ndim == images.ndim and mask.shape[1] == 1:
@@ -168,10 +175,15 @@ class FrechetRadiomicDistance(Metric):
         Raises:
             ValueError: If either set has fewer than two scans with features.
         """
-        return torch.tensor(self.result().value, dtype=torch.float64)
+        result = self.result()
+        for note in result.warnings:
+            warnings.warn(f"FrechetRadiomicDistance: {note}", stacklevel=2)
+        return torch.tensor(result.value, dtype=torch.float64)
 
     def result(self) -> RadiomicDistance:
-        """The distance with all that it rests on; across processes only inside :meth:`compute`.
+        """The distance with all that it rests on, over the scans of this process.
+
+        What :meth:`compute` found over all processes stays in ``last_result``.
 
         Returns:
             Value, sizes, dropped columns, strongest features, and warnings.
@@ -186,12 +198,15 @@ class FrechetRadiomicDistance(Metric):
             flat = dim_zero_cat(state) if len(state) else torch.zeros(0)
             rows = flat.reshape(-1, width)
             if len(rows) < 2:
+                reasons = "; ".join(f"{n}x {why}" for (side, why), n in self.excluded.items() if side == name)
                 raise ValueError(
                     f"FrechetRadiomicDistance: expected at least 2 {name} scans with features, got {len(rows)} and "
-                    f"{int(getattr(self, f'{name}_excluded'))} excluded. Add scans."
+                    f"{int(getattr(self, f'{name}_excluded'))} excluded ({reasons or 'none here'}). Add scans."
                 )
             sets.append(rows.cpu().double().numpy())
-        return self.protocol.distance(sets[0], sets[1], self.columns)
+        found = self.protocol.distance(sets[0], sets[1], self.columns)
+        self.last_result = found
+        return found
 
     def reset(self) -> None:
         """Forget the scans; the real ones only if ``reset_real_features``."""
@@ -205,6 +220,21 @@ class FrechetRadiomicDistance(Metric):
         self.excluded.update(counts)
         for name, value in kept.items():
             setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: one batch holds one set only, so there is no value for it.
+
+        Args:
+            *args: Not used.
+            **kwargs: Not used.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "FrechetRadiomicDistance: expected update(images, real=...) and then compute(), got a call of the metric. "
+            "A batch holds scans of one set only, which has no distance."
+        )
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all processes; called by ``compute``.

@@ -37,6 +37,7 @@ _INTENSITIES = (
 )
 # Parts of a set that are left out in turn for the interval; fewer of larger sets, where each costs more.
 _PARTS, _PARTS_OF_LARGE, _LARGE = 20, 10, 400
+_FEWEST_PARTS = 8  # with fewer, the jackknife says nothing
 _TESTED = 60  # scans of a set that the permutation test takes at most; it is repeated often
 # Random splits for the bias, for up to so many scans of both sets together: it varies less in larger, costlier sets.
 _BIAS_SPLITS = ((120, 199), (400, 49), (math.inf, 19))
@@ -47,6 +48,7 @@ class RadiomicDistance:
     """One distance and what it rests on.
 
     Attributes:
+        protocol: Name of the protocol, without which the value means nothing.
         value: The distance, in the unit of its protocol.
         squared: Squared Fréchet distance of the normalized features, before the protocol's last step.
         n_real: Real scans used.
@@ -61,6 +63,7 @@ class RadiomicDistance:
         warnings: What a reader of the value should know.
     """
 
+    protocol: str
     value: float
     squared: float
     n_real: int
@@ -99,7 +102,7 @@ def frd_v0(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> RadiomicDistan
         scaled = (both - low) / width * _V0_RANGE
     scaled = np.where((width == 0) | np.isnan(scaled), _V0_RANGE / 2, scaled)
     squared = _squared(scaled[: len(x)], scaled[len(x) :])
-    return _plain(squared, squared, scaled[: len(x)], scaled[len(x) :], names, {}, (0, 0))
+    return _plain("frd-v0", squared, squared, scaled[: len(x)], scaled[len(x) :], names, {}, (0, 0))
 
 
 def frd_v1(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> RadiomicDistance:
@@ -136,8 +139,11 @@ def frd_v1(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> RadiomicDistan
     )
     hangs = [kept[index] for index in noise]
     notes = [f"rests on rounding noise in {', '.join(hangs)}, where frd-score's own value does too"] if hangs else []
+    for name, count, part in zip(("real", "synthetic"), rows, (x, y), strict=True):
+        if count:
+            notes.append(f"{count} of {len(part)} {name} scans are left out, because a feature is not defined for them")
     value = math.log(squared) if squared > 0 else -math.inf
-    return _plain(value, squared, zx, zy, kept, dropped, (rows[0], rows[1]), notes)
+    return _plain("frd-v1", value, squared, zx, zy, kept, dropped, (rows[0], rows[1]), notes)
 
 
 def frd_robust(
@@ -154,11 +160,12 @@ def frd_robust(
     Features are compressed by ``asinh(x / typical size)``, divided by their standard deviation within the sets (with a
     floor), and their covariances shrunk towards multiples of the identity (Ledoit & Wolf 2004). From the distance is
     taken off what two sets of one distribution would have at these sizes: its mean over random splits of the scans
-    around their sets' means. So the expected value is 0 for equal distributions at any number of scans, and 1 means
-    that the average feature is off by about one standard deviation.
+    around their sets' means. So ``squared - bias`` is 0 on average for equal distributions at any number of scans;
+    the value is that, not below 0. 1 means that the average feature is off by about one standard deviation.
 
     The p-value is that of a permutation test on at most 60 scans a set; the 95 % interval is a jackknife over up to 20
-    parts. With `groups`, whole patients change sides in all three: scans of one patient are no independent evidence.
+    parts. With `groups`, the scans of a patient stay together in all three (but for one patient where the sides meet),
+    as they are no independent evidence; where only one set has patients, the p-value is too small all the same.
 
     Args:
         x: ``(N, D)`` features of one set.
@@ -193,16 +200,32 @@ def frd_robust(
     a, b = np.arcsinh(a / unit), np.arcsinh(b / unit)
     scale = _scale(a, b)
     za, zb = a / scale, b / scale
-    squared = _shrunk(za, zb)
-    bias, p_value, interval = 0.0, 1.0, (0.0, 0.0)
+    ca, cb = _coordinates(za, zb)
+    features = len(kept)
+    squared = _shrunk(ca, cb, features)
+    bias, p_value = 0.0, 1.0
+    interval: tuple[float, float] | None = (0.0, 0.0)
     if squared > 0:
-        bias = _bias(za, zb, patients, seed)
+        bias = _bias(ca, cb, features, patients, seed)
         p_value = _p_value(a, b, patients, permutations, seed)
-        spread = 1.96 * _jackknife_error(a, b, patients, seed)
-        interval = (max(0.0, squared - bias - spread), max(0.0, squared - bias + spread))
+        spread = 1.96 * _jackknife_error(ca, cb, features, patients, seed)
+        interval = (max(0.0, squared - bias - spread), max(0.0, squared - bias + spread)) if spread < math.inf else None
     terms = (za.mean(0) - zb.mean(0)) ** 2 + (za.std(0) - zb.std(0)) ** 2
     shares, notes = _shares(terms, kept)
+    for name, count, part in zip(("real", "synthetic"), rows, (x, y), strict=True):
+        if count:
+            missing = np.isnan(part[:, known]).sum(axis=0)
+            notes.append(
+                f"{count} of {len(part)} {name} scans are left out, because a feature is not defined for them, such as "
+                f"{kept[int(missing.argmax())]}"
+            )
+    if dropped:
+        first = next(iter(dropped))
+        notes.append(f"{len(dropped)} features are left out, because no scan of a set has them, such as {first}")
+    if interval is None:
+        notes.append(f"no interval: fewer than {_FEWEST_PARTS} scans or patients in a set")
     return RadiomicDistance(
+        protocol="frd-robust",
         value=max(0.0, squared - bias),
         squared=squared,
         n_real=sizes[0],
@@ -235,6 +258,7 @@ def _squared(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _plain(
+    protocol: str,
     value: float,
     squared: float,
     zx: np.ndarray,
@@ -247,7 +271,7 @@ def _plain(
     x, y = zx.astype(np.float64), zy.astype(np.float64)
     shares, found = _shares((x.mean(0) - y.mean(0)) ** 2 + (x.std(0) - y.std(0)) ** 2, names)
     return RadiomicDistance(
-        value, squared, len(zx), len(zy), len(names), dropped, rows, shares=shares, warnings=(*notes, *found)
+        protocol, value, squared, len(zx), len(zy), len(names), dropped, rows, shares=shares, warnings=(*notes, *found)
     )
 
 
@@ -280,42 +304,53 @@ def _scale(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt((a.var(axis=0, ddof=1) + b.var(axis=0, ddof=1)) / 2 + _FLOOR**2)
 
 
-def _shrunk(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Fréchet distance per feature with shrunk covariances.
+def _coordinates(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets in an orthonormal basis of all scans, which is smaller than the features where those are more."""
+    if len(a) + len(b) >= a.shape[1]:
+        return a, b
+    basis = np.linalg.qr(np.concatenate([a, b]).T, mode="reduced")[0]
+    return a @ basis, b @ basis
+
+
+def _shrunk(a: np.ndarray, b: np.ndarray, features: int) -> float:
+    """Squared Fréchet distance per feature with shrunk covariances, from the scans' coordinates ``(N, R)``.
 
     Outside the span of all scans both covariances are multiples of the identity, so the work is done inside it.
     """
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     a, b = a - mean_a, b - mean_b
-    features = a.shape[1]
-    intensities = [_ledoit_wolf(part) for part in (a, b)]
+    rank = a.shape[1]
+    intensities = [_ledoit_wolf(part, features) for part in (a, b)]
     strength = (intensities[0] + intensities[1]) / 2
     levels = [strength * (part**2).sum() / (len(part) - 1) / features for part in (a, b)]
     gap = mean_a - mean_b
-    rank = len(a) + len(b)
-    if rank < features:
-        basis = np.linalg.qr(np.concatenate([a, b]).T, mode="reduced")[0]
-        inner = [part @ basis for part in (a, b)]
-    else:
-        rank, inner = features, [a, b]
     roots = []
     total = 0.0
-    for part, level in zip(inner, levels, strict=True):
+    for part, level in zip((a, b), levels, strict=True):
         covariance = (1 - strength) / (len(part) - 1) * (part.T @ part)
         covariance[np.diag_indices(rank)] += level
         total += float(np.trace(covariance))
-        values, vectors = linalg.eigh(covariance, check_finite=False, driver="evd")
-        roots.append(vectors * np.sqrt(values.clip(0)) @ vectors.T)
-    overlap = linalg.svdvals(roots[0] @ roots[1], check_finite=False).sum()
+        roots.append(_root(covariance))
+    # Of any roots A A^T and B B^T, the singular values of A^T B are those of the product of the symmetric roots.
+    overlap = linalg.svdvals(roots[0].T @ roots[1], check_finite=False).sum()
     outside = (features - rank) * (math.sqrt(levels[0]) - math.sqrt(levels[1])) ** 2
     squared = float(gap @ gap) + total - 2 * float(overlap) + outside
     # Below this, the difference of the traces is rounding.
     return 0.0 if squared <= 1e-11 * (total + features * sum(levels)) else squared / features
 
 
-def _ledoit_wolf(centered: np.ndarray) -> float:
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """A with ``A A^T`` the covariance: by Cholesky, ten times as fast as by eigenvalues, where it has full rank."""
+    try:
+        return linalg.cholesky(covariance, lower=True, check_finite=False)
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(covariance, check_finite=False)
+        return vectors * np.sqrt(values.clip(0))
+
+
+def _ledoit_wolf(centered: np.ndarray, features: int) -> float:
     """Intensity of the shrinkage, 0 to 1: Ledoit & Wolf 2004, section 3.2, from inner products of the scans."""
-    count, features = centered.shape
+    count = len(centered)
     gram = centered @ centered.T
     level = np.trace(gram) / count / features
     square = (gram**2).sum() / count**2 / features
@@ -345,12 +380,17 @@ def _splits(patients: np.ndarray, count: int, seed: int, name: str) -> Iterator[
         yield np.argsort(place[codes], kind="stable")
 
 
-def _bias(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], seed: int) -> float:
+def _bias(a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray], seed: int) -> float:
     """Mean distance of random splits of the residuals: what the sizes of the sets alone make."""
-    residuals = np.concatenate([(part - part.mean(0)) * math.sqrt(len(part) / (len(part) - 1)) for part in (a, b)])
+    counts = [max(2, len(np.unique(names))) for names in patients]
+    # Residuals around a mean of few patients are too small by what that mean took along.
+    residuals = np.concatenate(
+        [(part - part.mean(0)) * math.sqrt(count / (count - 1)) for part, count in zip((a, b), counts, strict=True)]
+    )
     repeats = next(splits for largest, splits in _BIAS_SPLITS if len(residuals) <= largest)
     orders = _splits(np.concatenate(patients), repeats, seed, "bias")
-    return float(np.mean([_shrunk(residuals[order[: len(a)]], residuals[order[len(a) :]]) for order in orders]))
+    found = [_shrunk(residuals[order[: len(a)]], residuals[order[len(a) :]], features) for order in orders]
+    return float(np.mean(found))
 
 
 def _p_value(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], permutations: int, seed: int) -> float:
@@ -361,25 +401,29 @@ def _p_value(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], permutati
     ]
     a, b = a[chosen[0]], b[chosen[1]]
     both = np.concatenate([a, b])
+    # The same for every split, so that it is taken off once.
+    scale = np.sqrt(both.var(axis=0, ddof=1) + _FLOOR**2)
+    features = both.shape[1]
+    both = np.concatenate(_coordinates(a / scale, b / scale))
 
     def statistic(order: np.ndarray) -> float:
-        left, right = both[order[: len(a)]], both[order[len(a) :]]
-        scale = _scale(left, right)
-        return _shrunk(left / scale, right / scale)
+        return _shrunk(both[order[: len(a)]], both[order[len(a) :]], features)
 
     observed = statistic(np.arange(len(both)))
     names = np.concatenate([names[rows] for names, rows in zip(patients, chosen, strict=True)])
     orders = _splits(names, permutations, seed, "test")
-    return (1 + sum(statistic(order) >= observed for order in orders)) / (permutations + 1)
+    # A split that only swaps the sides has the observed value, up to rounding.
+    least = observed * (1 - 1e-9)
+    return (1 + sum(statistic(order) >= least for order in orders)) / (permutations + 1)
 
 
-def _jackknife_error(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], seed: int) -> float:
+def _jackknife_error(a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray], seed: int) -> float:
     """Standard error by leaving out one of up to 20 parts of each set at a time."""
     variance = 0.0
     most = _PARTS if len(a) + len(b) <= _LARGE else _PARTS_OF_LARGE
     for index, side in enumerate(("first", "second")):
         count = min(most, len(np.unique(patients[index])))
-        if count < 3:
+        if count < _FEWEST_PARTS:
             return math.inf
         order = next(_splits(patients[index], 1, seed, f"parts {side}"))
         # Whole patients to a part: the part of a patient's first scan in the order.
@@ -389,7 +433,6 @@ def _jackknife_error(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], s
         values = []
         for part in range(count):
             left, right = (rows[parts != part] if i == index else rows for i, rows in enumerate((a, b)))
-            scale = _scale(left, right)
-            values.append(_shrunk(left / scale, right / scale))
+            values.append(_shrunk(left, right, features))
         variance += (count - 1) / count * float(((np.asarray(values) - np.mean(values)) ** 2).sum())
     return math.sqrt(variance)

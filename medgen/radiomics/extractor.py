@@ -213,6 +213,7 @@ def _arrays(
     image: Array, mask: Array | None, labels: Iterable[int] | None, spacing: Sequence[float] | None
 ) -> tuple[np.ndarray, dict[int, np.ndarray], Spacing]:
     """Image, regions by label and spacing in the order (z, y, x) or (y, x), checked."""
+    image, mask = _plain(image), None if mask is None else _plain(mask)
     pixels = np.asarray(image, dtype=np.float64)
     if pixels.ndim not in (2, 3) or pixels.size == 0:
         raise BadInputError(
@@ -246,6 +247,17 @@ def _arrays(
             present = [int(v) for v in np.unique(marked) if v != 0]
             raise BadInputError(f"mask: expected voxels of label {value}, got none; it holds {present or 'only 0'}.")
     return np.ascontiguousarray(pixels), regions, steps
+
+
+def _plain(array: Any) -> np.ndarray:
+    """An array in the memory of the CPU."""
+    if isinstance(array, torch.Tensor):
+        return array.detach().cpu().double().numpy()
+    if not hasattr(array, "shape"):
+        raise BadInputError(
+            f"image and mask: expected arrays, got {type(array).__name__}. Read files first, for example with nibabel."
+        )
+    return np.asarray(array)
 
 
 def _measure(

@@ -121,7 +121,8 @@ def _moments(values: np.ndarray, mean: float, shift: float, low: float, high: fl
         if low <= value <= high:
             robust_sum += value
             robust_count += 1
-    robust_mean = robust_sum / robust_count
+    # Of two unequal voxels, none lies between the 10th and the 90th percentile.
+    robust_mean = robust_sum / robust_count if robust_count > 0 else math.nan
     robust = 0.0
     for value in values:
         if low <= value <= high:
@@ -134,7 +135,7 @@ def _moments(values: np.ndarray, mean: float, shift: float, low: float, high: fl
     out[8] = deviation / count
     out[10] = smallest
     out[11] = largest - smallest
-    out[12] = robust / robust_count
+    out[12] = robust / robust_count if robust_count > 0 else math.nan
     out[13] = math.sqrt(energy / count)
     out[14] = third / count / variance**1.5 if variance != 0 else 0.0
     out[17] = variance

@@ -76,7 +76,7 @@ def _image_in_words(image: str) -> tuple[str, str]:
         return _band_in_words(letters, "fine" if not level else "coarser"), f"wavelet{level} {letters}"
     if log := re.fullmatch(r"log-sigma-(\d+(?:-\d+)?)-mm-[23]D", image):
         sigma = f"{float(log[1].replace('-', '.')):g} mm"
-        return f"edges and spots of about {sigma}", f"LoG σ = {sigma}"
+        return f"edges and spots of about {sigma} (pixels, where their size is unknown)", f"LoG σ = {sigma}"
     return FILTERS.get(image, (image, ""))
 
 

@@ -87,10 +87,11 @@ def _statistics(report: dict[str, Any]) -> Iterator[str]:
     scores = list((report.get("scores") or {}).values())
     if not scores:
         return
+    units = "whole patients" if report["real"].get("patients") else "scans, whose patients are not known"
     if first := next((score for score in scores if score.get("interval")), None):
         yield (
             f"Intervals are {100 * first['confidence']:.0f} % confidence intervals by the delete-half jackknife (Shao "
-            f"and Wu 1989; {first['resamples']} half-samples of whole patients)."
+            f"and Wu 1989; {first['resamples']} half-samples of {units})."
         )
     if first := next((score for score in scores if finite(score.get("floor")) is not None), None):
         sizes = f"{first['floor_n'][0]} against {first['floor_n'][1]} scans" if first.get("floor_n") else "the same n"
@@ -102,11 +103,11 @@ def _statistics(report: dict[str, Any]) -> Iterator[str]:
     tested = [score for score in scores if finite(score.get("p_value")) is not None]
     if tested:
         yield (
-            f"P-values are those of permutation tests ({tested[0]['permutations']} relabelings of whole patients), not "
+            f"P-values are those of permutation tests ({tested[0]['permutations']} relabelings of {units}), not "
             "corrected for the number of scores."
         )
-    if any(finite(score.get("extrapolated")) is not None for score in scores):
-        yield "Values at infinite n were extrapolated (Chong and Forsyth 2020) or estimated without bias."
+    if finite((report["scores"].get("frechet") or {}).get("extrapolated")) is not None:
+        yield "The value at infinite n was extrapolated (Chong and Forsyth 2020)."
 
 
 def _radiomics(report: dict[str, Any]) -> Iterator[str]:

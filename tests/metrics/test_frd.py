@@ -15,7 +15,7 @@ from scipy import linalg, ndimage
 
 from medgen.metrics import FrechetRadiomicDistance
 from medgen.metrics.protocols import PROTOCOLS
-from medgen.metrics.radiomic_distance import _shrunk, frd_robust
+from medgen.metrics.radiomic_distance import _coordinates, _shrunk, frd_robust
 from medgen.types import BadInputError
 
 
@@ -141,7 +141,7 @@ def test_shrunk_distance_equals_the_formula_in_full_space() -> None:
             shrunk.append((1 - strength) * s + strength * np.trace(s) / d * np.eye(d))
         cross = np.trace(linalg.sqrtm(shrunk[0] @ shrunk[1])).real
         expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(shrunk[0]) + np.trace(shrunk[1]) - 2 * cross
-        assert _shrunk(a, b) == pytest.approx(expected / d, rel=1e-9)
+        assert _shrunk(*_coordinates(a, b), d) == pytest.approx(expected / d, rel=1e-9)
 
 
 def test_a_column_that_makes_up_most_of_the_distance_is_named() -> None:

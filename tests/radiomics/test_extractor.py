@@ -156,6 +156,16 @@ def test_a_constant_image_has_features_and_cannot_be_normalized(image: np.ndarra
         extract(flat, normalize=True)
 
 
+def test_two_voxels_have_features_but_for_the_robust_deviation(image: np.ndarray) -> None:
+    mask = np.zeros(image.shape, dtype=np.uint8)
+    mask[4, 4] = mask[5, 5] = 1
+    values = image.copy()
+    values[4, 4], values[5, 5] = 10, 30
+    found = extract(values, mask)
+    assert np.isnan(found["original_firstorder_RobustMeanAbsoluteDeviation"])  # nothing between the percentiles
+    assert found["original_firstorder_Mean"] == 20
+
+
 def test_gray_levels_beyond_memory_are_refused() -> None:
     noise = np.random.default_rng(0).normal(size=(120, 120)) * 1e6
     with pytest.raises(BadInputError, match="glcm: expected at most 8191 gray levels, got 1"):

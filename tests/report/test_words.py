@@ -40,7 +40,7 @@ def test_every_feature_of_the_engine_has_words() -> None:
         ("wavelet-HL_firstorder_Mean", "mean intensity (first order Mean), fine detail from side to side (wavelet HL)"),
         ("wavelet-LHH_firstorder_Mean", "mean intensity (first order Mean), fine detail along y and z (wavelet LHH)"),
         ("wavelet2-LLL_firstorder_Mean", "mean intensity (first order Mean), image smoothed again (wavelet2 LLL)"),
-        ("log-sigma-2-5-mm-3D_ngtdm_Busyness", "about 2.5 mm (LoG σ = 2.5 mm)"),
+        ("log-sigma-2-5-mm-3D_ngtdm_Busyness", "about 2.5 mm (pixels, where their size is unknown) (LoG σ = 2.5 mm)"),
         ("channel0_shape2D_Sphericity", "roundness of the region (2D shape Sphericity), channel 1"),
         ("diagnostics_Mask-original_VoxelNum", "number of voxels of the region as read"),
         ("squareroot_glcm_Id", "square root of the intensities (square root)"),
