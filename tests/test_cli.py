@@ -309,5 +309,5 @@ def test_a_hint_names_an_argument_and_nothing_of_what_the_command_returns(capsys
 
 
 def test_a_command_without_its_arguments_says_which_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate"]) == 2
+    assert cli.main(["evaluate"]) == 2
     assert "real" in capsys.readouterr().err
