@@ -241,7 +241,7 @@ def _explain(name: str, arguments: Sequence[str], message: str) -> str:
             return f"{file}: expected a YAML file, got no such file. See `medgen {name} --help`."
     unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|arguments: --([\w.-]+)", message)
     wrong = re.search(r'key "(\w+)', message)
-    given = dict(zip(words, [*words[1:], ""], strict=True))
+    given = dict(zip(words, [*words[1:], ""][: len(words)], strict=True))
     from_line = "arguments: " in message or (wrong and any(word.startswith(f"--{wrong[1]}.") for word in words))
     value = given.get(f"--{wrong[1]}" if wrong else "", "".join(files[-1:]))
     source = f"{value}: " if value in files and not from_line else ""
