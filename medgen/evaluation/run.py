@@ -142,7 +142,7 @@ def evaluate(
             report["utility"] = measure_utility(scans["real"], scans["synthetic"], split, device=target, seed=seed)
             report["warnings"] += report["utility"]["notes"]
         except (BadInputError, RuntimeError) as error:  # what was measured before is not lost to it
-            report["warnings"].append(f"Utility was not measured: {error}")
+            report["warnings"].append(str(error) if isinstance(error, BadInputError) else f"Utility: {error}")
     report["extractor"] = {**identity, "published_name": published_name("frechet", network)}  # type: ignore[arg-type]
     report["rejected"] = [
         {"set": name, "case": item.case, "reason": hide_folder(item.reason, dataset.root)}
