@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from medgen.metrics.frd import features
 from medgen.metrics.protocols import PROTOCOLS
-from medgen.metrics.radiomic_distance import frd_robust
+from medgen.metrics.robust_distance import frd_robust
 
 BOUNDS = {("frd-v0", True): 1e-3, ("frd-v0", False): 1e-3, ("frd-v1", True): 1e-4, ("frd-v1", False): 0.01}
 SIZES = (20, 60, 120, 200)

@@ -28,7 +28,7 @@ class FrechetRadiomicDistance(Metric):
     Protocols: ``frd-v0`` (Osuala et al. 2024) and ``frd-v1`` (Konz, Osuala et al. 2026, arXiv:2412.01496) are what
     frd-score 1.0.1 computes, so that values compare with published ones; ``frd-robust`` is symmetric, 0 for equal
     distributions at any number of scans, and comes with a p-value and an interval (see
-    :func:`medgen.metrics.radiomic_distance.frd_robust`). Values of different protocols do not compare.
+    :func:`medgen.metrics.robust_distance.frd_robust`). Values of different protocols do not compare.
 
     Features are kept in float64, a few kilobytes a scan; states concatenate across processes.
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medgen.metrics.radiomic_distance import RadiomicDistance, frd_robust, frd_v0, frd_v1
+from medgen.metrics.radiomic_distance import RadiomicDistance, frd_v0, frd_v1
+from medgen.metrics.robust_distance import frd_robust
 from medgen.radiomics import Parameters
 from medgen.radiomics.parameters import FEATURES
 

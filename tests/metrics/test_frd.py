@@ -15,7 +15,7 @@ from scipy import linalg, ndimage
 
 from medgen.metrics import FrechetRadiomicDistance
 from medgen.metrics.protocols import PROTOCOLS
-from medgen.metrics.radiomic_distance import _coordinates, _shrunk, frd_robust
+from medgen.metrics.robust_distance import _coordinates, _shrunk, frd_robust
 from medgen.types import BadInputError
 
 
