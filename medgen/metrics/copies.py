@@ -11,7 +11,7 @@ import torch
 from medgen.metrics.matching import Matches, closest
 
 OWN_GROUP = -1  # the group of a scan that is of no known patient: shared with nobody
-_FEW = 20  # real scans or groups below which the threshold is a guess
+_FEW = 20  # patients, or scans of unknown patients, below which the threshold is a guess
 _ALIKE = 0.99  # a threshold above this finds only nearly exact copies
 
 
@@ -22,10 +22,10 @@ class CopySearch:
     Attributes:
         closest: The closest real scan of each of the M synthetic ones.
         ratio: ``(M,)`` float64 from 0: distance of a synthetic scan to its closest real scan, over the distance of that
-            one to its closest real scan of another group; the distance is ``sqrt(2 - 2 similarity)``.
+            one to its closest real scan of another patient; the distance is ``sqrt(2 - 2 similarity)``.
         is_copy: ``(M,)`` whether the similarity exceeds the threshold.
         threshold: Similarity in (-1, 1).
-        closest_real: The closest real scan of another group of each of the N real ones.
+        closest_real: The closest real scan of another patient of each of the N real ones.
     """
 
     closest: Matches
@@ -44,7 +44,7 @@ def copy_threshold(similarity: torch.Tensor, *, false_alarm_rate: float = 0.005)
     organ have lighter tails, and so fewer false alarms; a mixture of very different kinds of scans can have more.
 
     Args:
-        similarity: ``(N,)`` of each real scan to its closest real scan of another group, in [-1, 1].
+        similarity: ``(N,)`` of each real scan to its closest real scan of another patient, in [-1, 1].
         false_alarm_rate: In (0, 0.5].
 
     Returns:
@@ -77,7 +77,7 @@ def find_copies(
     groups: torch.Tensor | None = None,
     false_alarm_rate: float = 0.005,
 ) -> CopySearch:
-    """Compare every synthetic scan with every real one, and every real one with those of other groups.
+    """Compare every synthetic scan with every real one, and every real one with those of other patients.
 
     Args:
         real: ``(N, C, G, G[, G])`` descriptors of the training scans, from :func:`medgen.metrics.descriptor.describe`.
@@ -90,7 +90,7 @@ def find_copies(
         Matches and verdicts.
 
     Raises:
-        ValueError: If there are fewer than two groups of real scans, or the sets do not compare.
+        ValueError: If there are real scans of fewer than two patients, or the sets do not compare.
     """
     ids = (torch.full((len(real),), OWN_GROUP) if groups is None else groups).to(real.device)
     if ids.shape != (len(real),):
@@ -99,7 +99,7 @@ def find_copies(
     count = int(ids[ids >= 0].unique().numel() + (ids < 0).sum())
     if count < 2:
         raise ValueError(
-            f"find_copies: expected real scans of at least 2 groups, got {count} of {len(real)} scan(s). "
+            f"find_copies: expected real scans of at least 2 patients, got {count} of {len(real)} scan(s). "
             "Add scans of other patients, or leave groups out: how alike different patients are sets the threshold."
         )
     matches = closest(synthetic, real)
@@ -107,7 +107,7 @@ def find_copies(
     threshold = copy_threshold(neighbors.similarity, false_alarm_rate=false_alarm_rate)
     if count < _FEW:
         warnings.warn(
-            f"find_copies: the threshold rests on {count} real scans or groups only; expected {_FEW} or more.",
+            f"find_copies: the threshold rests on {count} real scans or patients only; expected {_FEW} or more.",
             stacklevel=2,
         )
     elif threshold > _ALIKE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -52,12 +52,8 @@ class EfficientNetLite0Features(PlaneFeatures):
     in [0, 6].
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: Channels of the scans.
-        rgb: Whether three channels are the colors of one picture, and so one view; otherwise each channel is a gray
-            view of its own. None: in 2D three channels are colors.
         image_size: Edge of the square picture, in pixels. None: 224 in 2D, 128 for slices of volumes.
-        slices_per_plane: Slices per plane of a volume; all of them where the axis has fewer.
+        **settings: ``spatial_dims``, ``in_channels``, ``rgb`` and ``slices_per_plane`` of the base class.
 
     Attributes:
         name: Name of the extractor, for the record of a result.
@@ -69,17 +65,13 @@ class EfficientNetLite0Features(PlaneFeatures):
     weights_hash = WEIGHTS_SHA256
     num_features = NUM_FEATURES
 
-    def __init__(
-        self,
-        *,
-        spatial_dims: Literal[2, 3] = 2,
-        in_channels: int = 1,
-        rgb: bool | None = None,
-        image_size: int | None = None,
-        slices_per_plane: int = 8,
-    ) -> None:
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, rgb=rgb, slices_per_plane=slices_per_plane)
-        self.image_size = image_size or (224 if spatial_dims == 2 else 128)
+    def __init__(self, *, image_size: int | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        if image_size is None:
+            image_size = 224 if self.spatial_dims == 2 else 128
+        if image_size < 1:
+            raise ValueError(f"image_size: expected at least 1 pixel, got {image_size}.")
+        self.image_size = image_size
         self.steps: dict[str, Any] = {
             "image_size": self.image_size,
             "resize": "stretched to a square, bilinear, antialiased",

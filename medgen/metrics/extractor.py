@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -160,6 +160,50 @@ def sha256_state_dict(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+class FixedFeatures(nn.Module):
+    """Base of medgen's own extractors: fixed weights, made for scans of one dimension and number of channels.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the scans.
+    """
+
+    def __init__(self, *, spatial_dims: Literal[2, 3], in_channels: int) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}.")
+        if in_channels < 1:
+            raise ValueError(f"in_channels: expected at least 1, got {in_channels}.")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever the training loop around the extractor asks for.
+
+        Args:
+            mode: Ignored.
+
+        Returns:
+            This extractor.
+        """
+        return super().train(False)
+
+    def _check_scans(self, image: torch.Tensor) -> None:
+        """Refuse scans of another dimension or number of channels, or that are not finite."""
+        if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
+            shape = ", ".join(("B", str(self.in_channels), "H", "W", "D")[: self.spatial_dims + 2])
+            remedy = "Add the axes of batch and channels."
+            if image.ndim in (4, 5):
+                remedy = f"For such scans, pass spatial_dims={image.ndim - 2} and in_channels={image.shape[1]}."
+            raise ValueError(f"image: expected shape ({shape}), got {tuple(image.shape)}. {remedy}")
+        bad = int((~torch.isfinite(image)).flatten(1).any(dim=1).sum())
+        if bad:
+            raise ValueError(
+                f"image: expected finite intensities, got NaN or infinity in {bad} of {len(image)} scans. "
+                "Leave these out, or mend them."
+            )
+
+
 class ModuleFeatures(nn.Module):
     """Extractor from a user's module: run in eval mode and without gradient, with a name and a weight hash.
 
@@ -217,15 +261,32 @@ class ModuleFeatures(nn.Module):
         finally:
             for part in training:
                 part.training = True
-        if features.ndim == 2:
-            features = features[:, None]
-        if features.ndim != 3 or len(features) != len(image):
-            raise ValueError(
-                f"feature: expected output (B, D) or (B, V, D) for {len(image)} scans, got {tuple(features.shape)}. "
-                "Pool the output of the module."
-            )
+        features = by_view(features, len(image))
         self.num_features = self.num_features or features.shape[2]
         return features
+
+
+def by_view(features: torch.Tensor, count: int) -> torch.Tensor:
+    """Output of a module as one vector per scan and view.
+
+    Args:
+        features: ``(B, D)``, or ``(B, V, D)`` already.
+        count: B.
+
+    Returns:
+        ``(B, V, D)``.
+
+    Raises:
+        ValueError: If the output has another shape.
+    """
+    if features.ndim == 2:
+        features = features[:, None]
+    if features.ndim != 3 or len(features) != count:
+        raise ValueError(
+            f"feature: expected output (B, D) or (B, V, D) for {count} scans, got {tuple(features.shape)}. "
+            "Pool the output of the module."
+        )
+    return features
 
 
 def wrap_module(module: nn.Module, *, num_features: int | None = None, num_views: int | None = None) -> nn.Module:
@@ -238,7 +299,15 @@ def wrap_module(module: nn.Module, *, num_features: int | None = None, num_views
 
     Returns:
         A module that is a :class:`FeatureExtractor`.
+
+    Raises:
+        TypeError: If it is no module.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"feature: expected one of {', '.join(NAMES)} or a torch module, got {module!r}. "
+            "For the 2048 features of FID, pass feature='inception' and weights=PATH."
+        )
     if isinstance(module, FeatureExtractor):
         return module
     views = tuple(f"view {index}" for index in range(num_views)) if num_views and num_views > 1 else None

@@ -1,21 +1,21 @@
-"""What the torchmetrics metrics over features share: scans in, features of both sets kept or summed, states synced."""
+"""What the torchmetrics metrics over features share: scans in, features of both sets kept or summed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from torchmetrics import Metric
 
-from medgen.metrics.extractor import build_extractor, wrap_module
+from medgen.metrics.extractor import build_extractor, by_view, wrap_module
+from medgen.metrics.set_metric import SetMetric
 
 _SETS = ("real", "synthetic")
 
 
-class FeatureMetric(Metric):
+class FeatureMetric(SetMetric):
     """Base of the metrics that compare real with synthetic scans by their features.
 
     A subclass adds its states, whose names begin with ``real_`` and ``synthetic_``, and says how features enter them.
@@ -28,16 +28,8 @@ class FeatureMetric(Metric):
         weights: Local weight file; for a named extractor that has none of its own.
         num_features: ``D`` of a module without an attribute ``num_features``.
         num_views: ``V`` of a module without an attribute ``views``; 1 for ``(B, D)`` output.
-        reset_real_features: Whether :meth:`reset` forgets the real scans too; False keeps them through training.
-        **kwargs: Passed to ``torchmetrics.Metric``.
-
-    Attributes:
-        is_differentiable: False.
-        full_state_update: False; an update needs only its own batch.
+        **kwargs: As for :class:`medgen.metrics.set_metric.SetMetric`: ``reset_real_features`` and torchmetrics' own.
     """
-
-    is_differentiable = False
-    full_state_update = False
 
     def __init__(
         self,
@@ -48,7 +40,6 @@ class FeatureMetric(Metric):
         weights: str | Path | None = None,
         num_features: int | None = None,
         num_views: int | None = None,
-        reset_real_features: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -61,8 +52,6 @@ class FeatureMetric(Metric):
             )
         else:
             self.feature = wrap_module(feature, num_features=num_features, num_views=num_views)
-        self.reset_real_features = reset_real_features
-        self._scan_kind: tuple[str, int, int] | None = None  # set, channels and spatial dimensions of the first scans
 
     def update(self, images: torch.Tensor, real: bool) -> None:
         """Add a batch of scans.
@@ -76,64 +65,17 @@ class FeatureMetric(Metric):
                 shape than was declared, or are not finite.
         """
         name = "real" if real else "synthetic"
-        self._check_scans(images, name)
+        kind = self._check_kind(images, name)
         with torch.no_grad():
-            features = self.feature(images).double()
-        if features.ndim == 2:
-            features = features[:, None]
-        if features.ndim != 3 or len(features) != len(images):
-            raise ValueError(
-                f"feature: expected output (B, D) or (B, V, D) for {len(images)} scans, got {tuple(features.shape)}. "
-                "Pool the output of the module."
-            )
+            features = by_view(self.feature(images).double(), len(images))
         if not torch.isfinite(features).all():
             raise ValueError(f"feature: expected finite features, got NaN or infinity. Check the {name} scans.")
         self._add(features, name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: one batch holds one set only, so there is no value for it.
-
-        Args:
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            f"{type(self).__name__}: expected update(images, real=...) and then compute(), got a call of the metric. "
-            "A batch holds scans of one set only, which has no distance."
-        )
-
-    def reset(self) -> None:
-        """Forget the scans; the real ones only if ``reset_real_features``."""
-        kept: dict[str, Any] = {}
-        for name in () if self.reset_real_features else self._defaults:
-            if name.startswith("real_"):
-                state = getattr(self, name)
-                kept[name] = list(state) if isinstance(state, list) else state
-        super().reset()
-        for name, value in kept.items():
-            setattr(self, name, value)
-        if not kept:
-            self._scan_kind = None
+        self.kind = kind
 
     def _add(self, features: torch.Tensor, name: str) -> None:
         """Take ``(B, V, D)`` float64 features into the states of the set `name`."""
         raise NotImplementedError
-
-    def _check_scans(self, images: torch.Tensor, name: str) -> None:
-        if images.ndim not in (4, 5):
-            raise ValueError(f"images: expected (B, C, H, W) or (B, C, H, W, D), got shape {tuple(images.shape)}.")
-        channels, dims = images.shape[1], images.ndim - 2
-        if self._scan_kind is None:
-            self._scan_kind = (name, channels, dims)
-        first, expected_channels, expected_dims = self._scan_kind
-        if (channels, dims) != (expected_channels, expected_dims):
-            raise ValueError(
-                f"images: expected {name} scans in {expected_dims}D with {expected_channels} channel(s) as the {first} "
-                f"ones before, got {dims}D with {channels}. Compare sets of one kind, or call reset."
-            )
 
 
 class FeatureSetMetric(FeatureMetric):
@@ -159,28 +101,8 @@ class FeatureSetMetric(FeatureMetric):
     def __init__(self, feature: str | nn.Module = "efficientnet-lite0", **kwargs: Any) -> None:
         super().__init__(feature, **kwargs)
         for name in _SETS:
-            self.add_state(f"{name}_features", default=[], dist_reduce_fx="cat")
+            self._add_flat_state(f"{name}_features", torch.float64)
         self.add_state("feature_shape", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx="max")
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all processes; called by ``compute``.
-
-        Args:
-            *args: As for ``torchmetrics.Metric.sync``.
-            **kwargs: As for ``torchmetrics.Metric.sync``.
-        """
-        for name in _SETS:  # an empty list would be gathered as float32, which the other processes do not hold
-            if not getattr(self, f"{name}_features"):
-                empty = torch.zeros(0, dtype=torch.float64, device=self.device)
-                setattr(self, f"{name}_features", [empty])
-        super().sync(*args, **kwargs)
-
-    def reset(self) -> None:
-        """Forget the scans; the real ones only if ``reset_real_features``."""
-        shape = self.feature_shape
-        super().reset()
-        if not self.reset_real_features:
-            self.feature_shape = shape
 
     def _add(self, features: torch.Tensor, name: str) -> None:
         shape = torch.tensor(features.shape[1:], device=self.feature_shape.device)
@@ -194,12 +116,8 @@ class FeatureSetMetric(FeatureMetric):
 
     def _features(self, name: str) -> torch.Tensor:
         """Features ``(N, V, D)`` of the set `name`, N 0 before any scan."""
-        state = getattr(self, f"{name}_features")
-        flat = torch.cat(list(state)) if isinstance(state, list) and state else state
-        views, size = (int(value) for value in self.feature_shape)
-        if isinstance(flat, list) or not views:
-            return torch.zeros(0, max(views, 1), max(size, 1), dtype=torch.float64, device=self.device)
-        return flat.view(-1, views, size)
+        views, size = (max(int(value), 1) for value in self.feature_shape)
+        return self._flat(f"{name}_features").view(-1, views, size)
 
     def _mean_over_views(
         self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, minimum: int = 2

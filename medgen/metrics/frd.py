@@ -6,15 +6,14 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from medgen.metrics.protocols import PROTOCOLS, Protocol
 from medgen.metrics.radiomic_distance import RadiomicDistance
+from medgen.metrics.set_metric import SetMetric
 from medgen.radiomics import luminance
 from medgen.radiomics.extractor import extract_with_notes
 from medgen.types import BadInputError
@@ -22,12 +21,12 @@ from medgen.types import BadInputError
 _CHANNELS = ("luminance", "each")
 
 
-class FrechetRadiomicDistance(Metric):
+class FrechetRadiomicDistance(SetMetric):
     """Fréchet distance between radiomic features of real and synthetic scans.
 
     Protocols: ``frd-v0`` (Osuala et al. 2024) and ``frd-v1`` (Konz, Osuala et al. 2026, arXiv:2412.01496) are what
     frd-score 1.0.1 computes, so that values compare with published ones; ``frd-robust`` is symmetric, 0 for equal
-    distributions at any number of scans, and comes with a p-value and an interval (see
+    sets, near 0 for equal distributions at any number of scans, and comes with a p-value and an interval (see
     :func:`medgen.metrics.robust_distance.frd_robust`). Values of different protocols do not compare.
 
     Features are kept in float64, a few kilobytes a scan; states concatenate across processes.
@@ -39,18 +38,16 @@ class FrechetRadiomicDistance(Metric):
         bad_scans: ``exclude`` counts a scan that has no features (constant, empty or tiny region) and goes on;
             ``raise`` stops there.
         workers: Threads that extract; None takes one per scan of a batch, up to the cores.
-        reset_real_features: Whether :meth:`reset` forgets the real scans too; False keeps them through training.
-        **kwargs: Passed to ``torchmetrics.Metric``.
+        **kwargs: As for :class:`medgen.metrics.set_metric.SetMetric`: ``reset_real_features`` and torchmetrics' own.
 
     Attributes:
         higher_is_better: False.
-        is_differentiable: False.
-        full_state_update: False; an update needs only its own batch.
         real_features: Features of the real scans, float64: flat, so that processes without scans can join.
         synthetic_features: Features of the synthetic scans, likewise.
         real_excluded: Number of real scans without features.
         synthetic_excluded: Number of synthetic scans without features.
-        num_channels: Channels of the scans; 0 before any.
+        excluded: How many scans this process excluded, by set and reason.
+        last_result: What the last :meth:`compute` found, the same in every process; None before any.
 
     Example:
         >>> import torch
@@ -63,14 +60,13 @@ class FrechetRadiomicDistance(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
 
     real_features: list[torch.Tensor]
     synthetic_features: list[torch.Tensor]
     real_excluded: torch.Tensor
     synthetic_excluded: torch.Tensor
-    num_channels: torch.Tensor
+    excluded: Counter[tuple[str, str]]
+    last_result: RadiomicDistance | None
 
     def __init__(
         self,
@@ -80,7 +76,6 @@ class FrechetRadiomicDistance(Metric):
         channels: Literal["luminance", "each"] = "luminance",
         bad_scans: Literal["exclude", "raise"] = "exclude",
         workers: int | None = None,
-        reset_real_features: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -97,19 +92,17 @@ class FrechetRadiomicDistance(Metric):
         self.channels = channels
         self.bad_scans = bad_scans
         self.workers = workers
-        self.reset_real_features = reset_real_features
-        self.excluded: Counter[tuple[str, str]] = Counter()
-        self.last_result: RadiomicDistance | None = None
-        self.add_state("num_channels", default=torch.tensor(0), dist_reduce_fx="max")
+        self.excluded = Counter()
+        self.last_result = None
         for name in ("real", "synthetic"):
-            self.add_state(f"{name}_features", default=[], dist_reduce_fx="cat")
+            self._add_flat_state(f"{name}_features", torch.float64)
             self.add_state(f"{name}_excluded", default=torch.tensor(0), dist_reduce_fx="sum")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the features; with ``channels="each"`` once per channel."""
         names = self.protocol.columns(self.spatial_dims)
-        count = int(self.num_channels)
+        count = int(self.kind[1])
         if self.channels == "luminance" or count <= 1:
             return names
         return tuple(f"channel{channel}_{name}" for channel in range(count) for name in names)
@@ -137,16 +130,13 @@ class FrechetRadiomicDistance(Metric):
         if images.ndim != self.spatial_dims + 2:
             raise ValueError(f"images: expected {expected}, got shape {tuple(images.shape)}. Set spatial_dims.")
         channels = images.shape[1]
-        known = int(self.num_channels)
-        if not known:
-            if self.channels == "luminance" and not (channels == 1 or (channels == 3 and self.spatial_dims == 2)):
-                raise ValueError(
-                    f"images: expected 1 channel, or 3 colors in 2D, got {channels}. "
-                    "Pass channels='each' for features of every channel."
-                )
-            self.num_channels = torch.tensor(channels, device=self.num_channels.device)
-        elif channels != known:
-            raise ValueError(f"images: expected {known} channel(s) as before, got {channels}.")
+        if self.channels == "luminance" and not (channels == 1 or (channels == 3 and self.spatial_dims == 2)):
+            raise ValueError(
+                f"images: expected 1 channel, or 3 colors in 2D, got {channels}. "
+                "Pass channels='each' for features of every channel."
+            )
+        name = "real" if real else "synthetic"
+        kind = self._check_kind(images, name)
         if spacing is not None and not (
             len(spacing) == self.spatial_dims and all(np.isfinite(step) and step > 0 for step in spacing)
         ):
@@ -164,10 +154,11 @@ class FrechetRadiomicDistance(Metric):
         workers = min(len(scans), self.workers or torch.get_num_threads())
         with ThreadPoolExecutor(max(1, workers)) as pool:
             rows = list(pool.map(lambda pair: self._try(pair[0], pair[1], spacing), zip(scans, regions, strict=True)))
-        self._keep(rows, "real" if real else "synthetic", images.device)
+        self._keep(rows, name, images.device)
+        self.kind = kind
 
     def compute(self) -> torch.Tensor:
-        """Distance over everything that was added.
+        """Distance over everything that was added, by all processes; :meth:`result` has its details.
 
         Returns:
             Float64 scalar in the unit of the protocol.
@@ -175,28 +166,10 @@ class FrechetRadiomicDistance(Metric):
         Raises:
             ValueError: If either set has fewer than two scans with features.
         """
-        result = self.result()
-        for note in result.warnings:
-            warnings.warn(f"FrechetRadiomicDistance: {note}", stacklevel=2)
-        return torch.tensor(result.value, dtype=torch.float64)
-
-    def result(self) -> RadiomicDistance:
-        """The distance with all that it rests on, over the scans of this process.
-
-        What :meth:`compute` found over all processes stays in ``last_result``.
-
-        Returns:
-            Value, sizes, dropped columns, strongest features, and warnings.
-
-        Raises:
-            ValueError: If either set has fewer than two scans with features.
-        """
         width = len(self.columns)
         sets = []
         for name in ("real", "synthetic"):
-            state = getattr(self, f"{name}_features")
-            flat = dim_zero_cat(state) if len(state) else torch.zeros(0)
-            rows = flat.reshape(-1, width)
+            rows = self._flat(f"{name}_features").reshape(-1, width)
             if len(rows) < 2:
                 reasons = "; ".join(f"{n}x {why}" for (side, why), n in self.excluded.items() if side == name)
                 raise ValueError(
@@ -204,50 +177,31 @@ class FrechetRadiomicDistance(Metric):
                     f"{int(getattr(self, f'{name}_excluded'))} excluded ({reasons or 'none here'}). Add scans."
                 )
             sets.append(rows.cpu().double().numpy())
-        found = self.protocol.distance(sets[0], sets[1], self.columns)
-        self.last_result = found
-        return found
+        self.last_result = self.protocol.distance(sets[0], sets[1], self.columns)
+        for note in self.last_result.warnings:
+            warnings.warn(f"FrechetRadiomicDistance: {note}", stacklevel=2)
+        return torch.tensor(self.last_result.value, dtype=torch.float64)
+
+    def result(self) -> RadiomicDistance:
+        """What lies behind :meth:`compute`: as that, over all processes, which must all call it.
+
+        Returns:
+            Value, sizes, interval, p-value, dropped columns, strongest features, and warnings.
+
+        Raises:
+            ValueError: As for :meth:`compute`.
+        """
+        self.compute()  # remembered, unless scans were added since
+        if self.last_result is None:
+            raise RuntimeError("FrechetRadiomicDistance: expected compute to leave a result, got none.")
+        return self.last_result
 
     def reset(self) -> None:
         """Forget the scans; the real ones only if ``reset_real_features``."""
-        kept = {name: getattr(self, name) for name in self._defaults if name.startswith(("real_", "num_"))}
-        counts = {key: number for key, number in self.excluded.items() if key[0] == "real"}
-        kept = {name: list(value) if isinstance(value, list) else value for name, value in kept.items()}
         super().reset()
-        self.excluded = Counter()
-        if self.reset_real_features:
-            return
-        self.excluded.update(counts)
-        for name, value in kept.items():
-            setattr(self, name, value)
-
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: one batch holds one set only, so there is no value for it.
-
-        Args:
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            "FrechetRadiomicDistance: expected update(images, real=...) and then compute(), got a call of the metric. "
-            "A batch holds scans of one set only, which has no distance."
-        )
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all processes; called by ``compute``.
-
-        Args:
-            *args: As for ``torchmetrics.Metric.sync``.
-            **kwargs: As for ``torchmetrics.Metric.sync``.
-        """
-        # An empty list would be gathered as float32, which the other processes do not hold.
-        for name in ("real_features", "synthetic_features"):
-            if not getattr(self, name):
-                setattr(self, name, [torch.zeros(0, dtype=torch.float64, device=self.device)])
-        super().sync(*args, **kwargs)
+        for side, why in list(self.excluded):
+            if side == "synthetic" or self.reset_real_features:
+                del self.excluded[side, why]
 
     def _try(self, scan: np.ndarray, mask: np.ndarray | None, spacing: Sequence[float] | None) -> np.ndarray | str:
         """Features of one scan ``(C, *spatial)``, or why it has none."""

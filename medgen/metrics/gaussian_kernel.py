@@ -35,14 +35,16 @@ def gaussian_kernel_distance(
 
     With the CLIP features of its paper (ViT-L/14 at 336 pixels) and the default arguments this is CMMD; with any other
     extractor it is not, and is not to be called so. The published implementation counts each scan's pair with itself,
-    so the value is biased upwards for few scans, as is the default here; `unbiased` leaves those pairs out.
+    so the value is biased upwards for few scans, as is the default here. `unbiased` leaves those pairs out: if
+    the scans are independent, the value is then on average the squared MMD of the two distributions, whatever N and M.
+    That holds because the width of the kernel is a constant; one chosen from the scans would bias it.
 
     Args:
         x: ``(N, D)`` features of the first set, one row a scan.
         y: ``(M, D)`` features of the second set.
         sigma: Width of the kernel; features have norm 1.
         scale: Factor on the result, which makes it readable.
-        unbiased: Whether to leave out the pairs of a scan with itself.
+        unbiased: Whether to leave out the pairs of a scan with itself; the value may then be negative.
 
     Returns:
         Float64 scalar; at least 0 unless `unbiased`.

@@ -235,10 +235,7 @@ class InceptionFeatures(PlaneFeatures):
     Args:
         weights: Local file ``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid, torch-fidelity's copy of it, or the
             same as ``.safetensors``. medgen downloads nothing.
-        spatial_dims: 2 or 3.
-        in_channels: Channels of the scans.
-        rgb: As for the base class.
-        slices_per_plane: As for the base class.
+        **settings: ``spatial_dims``, ``in_channels``, ``rgb`` and ``slices_per_plane`` of the base class.
 
     Attributes:
         name: Name of the extractor, for the record of a result.
@@ -248,16 +245,8 @@ class InceptionFeatures(PlaneFeatures):
     name = "inception"
     num_features = NUM_FEATURES
 
-    def __init__(
-        self,
-        weights: str | Path,
-        *,
-        spatial_dims: Literal[2, 3] = 2,
-        in_channels: int = 1,
-        rgb: bool | None = None,
-        slices_per_plane: int = 8,
-    ) -> None:
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, rgb=rgb, slices_per_plane=slices_per_plane)
+    def __init__(self, weights: str | Path, **settings: Any) -> None:
+        super().__init__(**settings)
         tensors, self.weights_hash = read_weights(weights)
         self.network = InceptionV3()
         load_strictly(self.network, tensors, f"{weights} (Inception-v3 of FID)")

@@ -112,7 +112,8 @@ class Inference:
         """Why half of the groups of these sets cannot be compared, or None if they can."""
         fewest = min(len(groups) for groups in sets)
         if fewest < 4:
-            return f"expected at least 4 groups in each set, got {fewest}"
+            alone = all(len(rows) == 1 for groups in sets for rows in groups)
+            return f"expected at least 4 {'scans' if alone else 'patients'} in each set, got {fewest}"
         minimum = max(family.minimum for family in self.families)
         # The half with the smallest groups has to do.
         smallest = min(sum(sorted(map(len, groups))[: len(groups) // 2]) for groups in sets)
@@ -262,7 +263,8 @@ class Inference:
                         pair = (self._all_rows("real"), self._all_rows("synthetic"))
                         value = self._means(family.unbiased, [pair])[0, index].item()
                     scores[name] = replace(scores[name], extrapolated=value)
-                    _leave_out(scores, "floor_extrapolated", "an unbiased estimator needs no check", name)
+                    reason = "unbiased for independent scans, so there is nothing to check"
+                    _leave_out(scores, "floor_extrapolated", reason, name)
 
     def _add_line(self, scores: dict[str, Score], family: Distance, index: int, name: str) -> None:
         real = self.groups["real"]
@@ -327,7 +329,10 @@ def _wilson(share: float, count: int, confidence: float) -> tuple[float, float]:
 
 
 def _p_value(observed: torch.Tensor, null: torch.Tensor, tail: Tail) -> float:
-    """Share of the values under the null hypothesis, the observed one among them, that are as extreme."""
+    """Share of the values under the null hypothesis, the observed one among them, that are as extreme.
+
+    For ``both`` it is twice the smaller of the two shares, and so at least ``2 / (len(null) + 1)``.
+    """
     slack = 1e-9 * torch.maximum(observed.abs(), null.abs().max())  # a difference of rounding is none
     upper = ((null >= observed - slack).sum().item() + 1) / (len(null) + 1)
     lower = ((null <= observed + slack).sum().item() + 1) / (len(null) + 1)

@@ -40,7 +40,8 @@ def squared_mmd(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, *, unbiase
             (equation 5) the value is at least 0 and falls with n.
 
     Returns:
-        Scalar. The unbiased value is 0 on average for equal distributions, and so may be negative.
+        Scalar. The unbiased value is on average the squared MMD of the distributions, whatever N and M, if scans are
+        independent and the kernel is not chosen from them; for equal distributions that is 0, so it may be negative.
 
     References:
         Gretton et al. 2012, A kernel two-sample test, JMLR 13.
@@ -58,7 +59,8 @@ def kernel_distance(
     """Squared MMD between two sets of features: unbiased, polynomial kernel, over all pairs.
 
     With Inception features it is the KID of Bińkowski et al. without its random subsets, whose mean it is in the
-    limit of many subsets. Unlike the Fréchet distance it has no bias by n; it may be negative.
+    limit of many subsets. Unlike the Fréchet distance it has no bias by n, if the scans are independent; it may
+    be negative.
 
     Args:
         x: ``(N, D)`` features of the first set, one row a scan.

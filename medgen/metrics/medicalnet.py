@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from medgen.metrics.extractor import FixedFeatures
 from medgen.metrics.weights import load_strictly, read_weights
 from medgen.types import BadInputError
 
@@ -66,7 +67,7 @@ def _resnet(tensors: dict[str, torch.Tensor], source: str) -> tuple[nn.Module, i
     return network, depth
 
 
-class MedicalNetFeatures(nn.Module):
+class MedicalNetFeatures(FixedFeatures):
     """Extractor ``medicalnet``: one vector per volume and channel from a 3D ResNet trained on 23 segmentation sets.
 
     The depth (10, 18, 34, 50, 101, 152 or 200) is read from the file. As in MedicalNet, the last two layers are dilated
@@ -89,13 +90,10 @@ class MedicalNetFeatures(nn.Module):
     name = "medicalnet"
 
     def __init__(self, weights: str | Path, *, spatial_dims: Literal[2, 3] = 3, in_channels: int = 1) -> None:
-        super().__init__()
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels)
         if spatial_dims != 3:
             raise ValueError(f"spatial_dims: expected 3, for MedicalNet sees volumes only, got {spatial_dims}.")
-        if in_channels < 1:
-            raise ValueError(f"in_channels: expected at least 1, got {in_channels}.")
         tensors, self.weights_hash = read_weights(weights)
-        self.in_channels = in_channels
         self.network, self.depth = _resnet(tensors, str(weights))
         load_strictly(self.network, tensors, f"{weights} (MedicalNet ResNet{self.depth})")
         self.network.eval().requires_grad_(False)
@@ -119,17 +117,6 @@ class MedicalNetFeatures(nn.Module):
             "pooling": "global mean of the last layer",
         }
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever the training loop around the extractor asks for.
-
-        Args:
-            mode: Ignored.
-
-        Returns:
-            This extractor.
-        """
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Extract features.
@@ -143,10 +130,7 @@ class MedicalNetFeatures(nn.Module):
         Raises:
             ValueError: If dimension or channels are not what the extractor was made for, or intensities not finite.
         """
-        if image.ndim != 5 or image.shape[1] != self.in_channels:
-            raise ValueError(f"image: expected shape (B, {self.in_channels}, H, W, D), got {tuple(image.shape)}.")
-        if not torch.isfinite(image).all():
-            raise ValueError("image: expected finite intensities, got NaN or infinity.")
+        self._check_scans(image)
         image = image.float()
         spread, mean = torch.std_mean(image, dim=(2, 3, 4), keepdim=True)
         # A constant volume has nothing to scale.

@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torchmetrics import Metric
 
 from medgen.metrics.copies import OWN_GROUP, CopySearch, find_copies
 from medgen.metrics.descriptor import GRID, describe
+from medgen.metrics.set_metric import SetMetric
 from medgen.seeding import derive_seed
 
 QUANTILES = (0.05, 0.5, 0.95)
-_STATES = {"real_descriptors": torch.float16, "synthetic_descriptors": torch.float16, "real_groups": torch.int64}
 
 
-class Memorization(Metric):
+class Memorization(SetMetric):
     """Share of synthetic scans that are copies of real ones, however flipped, turned, cropped, noisy or rescaled.
 
     Keeps one descriptor of half-precision numbers a scan, whatever its size: 8 KiB per channel in 2D, 64 KiB in 3D.
-    A copy is a scan whose similarity to some real scan is beyond what real scans of different groups reach. It sees
+    A copy is a scan whose similarity to some real scan is beyond what real scans of different patients reach. It sees
     copies of whole scans only: a copied organ in a new surrounding, a contrast turned upside down, a quarter turn, or
     a broad empty margin that one of the two does not have, can go unseen. Scans drawn over the label map of a training
     scan share its anatomy, so they come closer to it than scans drawn over other maps do. Nearly empty pictures, such
     as two bright cells on black, can be laid on one another and be false alarms.
 
+    Measured at the default rate on real scans of patients left out, false alarms were 0 of 499 cardiac MR slices, 0 of
+    221 hippocampus MR volumes, 0 of 259 chest X-rays, and 5 of 168 pictures of cell nuclei (3 %), a mixture of
+    fluorescence, histology and brightfield, for which the rate does not hold.
+
     Args:
-        false_alarm_rate: Most synthetic scans, as a share, that may be taken for copies where there are none.
+        false_alarm_rate: Share of synthetic scans that may be taken for copies where there are none, for scans of one
+            kind (see :func:`medgen.metrics.copies.copy_threshold`).
         grid: Edge of the descriptor in cells, a multiple of 4. None: 64 in 2D, 32 in 3D.
-        reset_real_features: Whether :meth:`reset` forgets the real scans too; False keeps them through training.
-        **kwargs: Passed to ``torchmetrics.Metric``.
+        **kwargs: As for :class:`medgen.metrics.set_metric.SetMetric`: ``reset_real_features`` and torchmetrics' own.
 
     Attributes:
         higher_is_better: False.
-        is_differentiable: False.
-        full_state_update: False; an update needs only its own batch.
         real_descriptors: Descriptors of the real scans, float16: flat, so that processes without scans can join.
         synthetic_descriptors: Descriptors of the synthetic scans.
-        real_groups: Groups of the real scans, int64; -1 is shared with nobody.
-        kind: ``(2,)`` dimensions and channels of the scans; zeros until a scan was added.
+        real_groups: Hashed patients of the real scans, int64; -1 is shared with nobody.
 
     Example:
         >>> import torch
@@ -52,32 +52,22 @@ class Memorization(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
 
     real_descriptors: list[torch.Tensor]
     synthetic_descriptors: list[torch.Tensor]
     real_groups: list[torch.Tensor]
-    kind: torch.Tensor
 
-    def __init__(
-        self,
-        *,
-        false_alarm_rate: float = 0.005,
-        grid: int | None = None,
-        reset_real_features: bool = True,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, false_alarm_rate: float = 0.005, grid: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < false_alarm_rate <= 0.5:
             raise ValueError(f"false_alarm_rate: expected above 0 and at most 0.5, got {false_alarm_rate}.")
         if grid is not None and (grid < 16 or grid % 4):
             raise ValueError(f"grid: expected a multiple of 4 from 16 on, got {grid}.")
-        self.false_alarm_rate, self.grid, self.reset_real_features = false_alarm_rate, grid, reset_real_features
+        self.false_alarm_rate, self.grid = false_alarm_rate, grid
         self._found: CopySearch | None = None
-        for name in _STATES:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("kind", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx="max")
+        for name in ("real_descriptors", "synthetic_descriptors"):
+            self._add_flat_state(name, torch.float16)
+        self._add_flat_state("real_groups", torch.int64)
 
     def update(self, images: torch.Tensor, real: bool, groups: Sequence[object] | None = None) -> None:
         """Add a batch of scans of one shape; the next batch may have another.
@@ -99,14 +89,7 @@ class Memorization(Metric):
                 "Give groups with real scans only, one a scan."
             )
         descriptors = describe(images, grid=self.grid)
-        kind = torch.tensor([images.ndim - 2, images.shape[1]], device=self.kind.device)
-        if bool(self.kind.any()) and not torch.equal(kind, self.kind):
-            (dims, channels), (new_dims, new_channels) = self.kind.tolist(), kind.tolist()
-            raise ValueError(
-                f"images: expected {name} scans in {dims}D with {channels} channel(s) as those before, "
-                f"got {new_dims}D with {new_channels}. Compare sets of one kind, or call reset."
-            )
-        self.kind = kind
+        self.kind = self._check_kind(images, name)
         getattr(self, f"{name}_descriptors").append(descriptors.half().flatten())
         if real:
             ids = [OWN_GROUP] * len(images) if groups is None else [derive_seed("group", str(g)) for g in groups]
@@ -118,13 +101,13 @@ class Memorization(Metric):
 
         Returns:
             Float64 tensors: ``copies``, share of synthetic scans that are copies; ``threshold``, the similarity from
-            which they are; ``real_copies``, share of real scans with a copy in another group (a leak, or a false alarm
-            where there is none); ``nearest_ratio_quantiles`` ``(3,)``, the 5, 50 and 95 % quantiles of the ratio of
-            :class:`CopySearch`, near 1 for new scans and near 0 for copies; ``auth_pct`` in [0, 100], the percentage of
-            ratios above 1 (:func:`medgen.metrics.authenticity.auth_pct` under these distances).
+            which they are; ``real_copies``, share of real scans of which another patient has a copy (a leak, or a false
+            alarm where there is none); ``nearest_ratio_quantiles`` ``(3,)``, the 5, 50 and 95 % quantiles of the ratio
+            of :class:`CopySearch`, near 1 for new scans and near 0 for copies; ``auth_pct`` in [0, 100], the percentage
+            of ratios above 1 (:func:`medgen.metrics.authenticity.auth_pct` under these distances).
 
         Raises:
-            ValueError: If either set has fewer than two scans, or the real scans are of one group.
+            ValueError: If either set has fewer than two scans, or the real scans are of one patient.
         """
         real, synthetic = (self._descriptors(name) for name in ("real", "synthetic"))
         if min(len(real), len(synthetic)) < 2:
@@ -132,7 +115,7 @@ class Memorization(Metric):
                 "Memorization: expected at least 2 real and 2 synthetic scans, "
                 f"got {(len(real), len(synthetic))}. Call update with more scans."
             )
-        groups = torch.cat(list(self.real_groups)) if isinstance(self.real_groups, list) else self.real_groups
+        groups = self._flat("real_groups")
         found = find_copies(real, synthetic, groups=groups, false_alarm_rate=self.false_alarm_rate)
         self._found = found
         quantiles = torch.tensor(QUANTILES, dtype=torch.float64, device=found.ratio.device)
@@ -162,48 +145,11 @@ class Memorization(Metric):
 
     def reset(self) -> None:
         """Forget the scans; the real ones only if ``reset_real_features``."""
-        kept: dict[str, Any] = {}
-        if self.real_descriptors and not self.reset_real_features:
-            kept = {"real_descriptors": list(self.real_descriptors), "real_groups": list(self.real_groups)}
-            kept["kind"] = self.kind
         super().reset()
         self._found = None
-        for name, value in kept.items():
-            setattr(self, name, value)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all processes; called by ``compute``.
-
-        Args:
-            *args: As for ``torchmetrics.Metric.sync``.
-            **kwargs: As for ``torchmetrics.Metric.sync``.
-        """
-        for name, dtype in _STATES.items():  # an empty list would be gathered as float32, which the others do not hold
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
-        super().sync(*args, **kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: one batch holds one set only, so there is no value for it.
-
-        Args:
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            "Memorization: expected update(images, real=...) and then compute(), got a call of the metric. "
-            "A batch holds scans of one set only, which has no copies."
-        )
 
     def _descriptors(self, name: str) -> torch.Tensor:
         """Descriptors ``(N, C, G, G[, G])`` of a set, N 0 before any scan."""
-        state = getattr(self, f"{name}_descriptors")
-        flat = torch.cat(list(state)) if isinstance(state, list) and state else state
+        flat = self._flat(f"{name}_descriptors")
         dims, channels = self.kind.tolist()
-        if isinstance(flat, list) or not dims:
-            return torch.zeros(0)
-        cells = self.grid or GRID[dims]
-        return flat.view(-1, channels, *[cells] * dims)
+        return flat.view(-1, channels, *[self.grid or GRID[dims]] * dims) if dims else flat

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from torch import nn
+
+from medgen.metrics.extractor import FixedFeatures
 
 PLANES = ("sagittal", "coronal", "axial")
 _CHUNK = 16  # pictures in one forward pass: bounds memory, and is the fastest on a CPU
 
 
-class PlaneFeatures(nn.Module):
+class PlaneFeatures(FixedFeatures):
     """Base of the extractors that see pictures: one vector per scan and view.
 
     A view is one plane of one channel. A 2D scan is one picture per view. A volume gives each of its three planes
@@ -46,17 +47,11 @@ class PlaneFeatures(nn.Module):
         rgb: bool | None = None,
         slices_per_plane: int = 8,
     ) -> None:
-        super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}.")
-        if in_channels < 1:
-            raise ValueError(f"in_channels: expected at least 1, got {in_channels}.")
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels)
         if rgb and in_channels != 3:
             raise ValueError(f"rgb: expected in_channels=3 for colors, got {in_channels}.")
         if slices_per_plane < 1:
             raise ValueError(f"slices_per_plane: expected at least 1, got {slices_per_plane}.")
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
         self.rgb = (spatial_dims == 2 and in_channels == 3) if rgb is None else rgb
         self.slices_per_plane = slices_per_plane
 
@@ -92,17 +87,6 @@ class PlaneFeatures(nn.Module):
         """
         raise NotImplementedError
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever the training loop around the extractor asks for.
-
-        Args:
-            mode: Ignored.
-
-        Returns:
-            This extractor.
-        """
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Extract features.
@@ -114,14 +98,13 @@ class PlaneFeatures(nn.Module):
             ``(B, len(views), num_features)``.
 
         Raises:
-            ValueError: If dimension, channels or range are not what the extractor was made for.
+            ValueError: If dimension, channels or range are not what the extractor was made for, or intensities are not
+                finite.
         """
-        if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
-            expected = ("B", self.in_channels, "H", "W", "D")[: self.spatial_dims + 2]
-            raise ValueError(f"image: expected shape ({', '.join(map(str, expected))}), got {tuple(image.shape)}.")
+        self._check_scans(image)
         low, high = (float(value) for value in image.aminmax())
         if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ValueError(f"image: expected intensities in [0, 1], got {low:g} to {high:g}. Rescale the scans.")
+            raise ValueError(f"image: expected intensities in [0, 1], got {low:g} to {high:g}. Rescale them.")
         image = image.float()
         units = [image] if self.rgb else [channel[:, None] for channel in image.unbind(dim=1)]
         axes: list[int | None] = [None] if self.spatial_dims == 2 else [0, 1, 2]

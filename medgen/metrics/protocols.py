@@ -128,6 +128,11 @@ PROTOCOLS = {
     for protocol in (
         Protocol("frd-v0", "squared distance of min-max scaled features", True, frd_v0),
         Protocol("frd-v1", "natural logarithm of the squared distance of z-scores", False, frd_v1),
-        Protocol("frd-robust", "squared distance per standardized feature, unbiased", True, frd_robust),
+        Protocol(
+            "frd-robust",
+            "squared distance per standardized feature, less that of equal distributions",
+            True,
+            frd_robust,
+        ),
     )
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,11 +54,8 @@ class RadImageNetFeatures(PlaneFeatures):
 
     Args:
         weights: Local file of either kind, or the same as ``.safetensors``.
-        spatial_dims: 2 or 3.
-        in_channels: Channels of the scans.
-        rgb: As for the base class.
         image_size: Edge in pixels of the square that pictures are stretched to, bilinear with antialiasing.
-        slices_per_plane: As for the base class.
+        **settings: ``spatial_dims``, ``in_channels``, ``rgb`` and ``slices_per_plane`` of the base class.
 
     Attributes:
         name: Name of the extractor, for the record of a result.
@@ -71,17 +68,8 @@ class RadImageNetFeatures(PlaneFeatures):
     name = "radimagenet"
     num_features = NUM_FEATURES
 
-    def __init__(
-        self,
-        weights: str | Path,
-        *,
-        spatial_dims: Literal[2, 3] = 2,
-        in_channels: int = 1,
-        rgb: bool | None = None,
-        image_size: int = 224,
-        slices_per_plane: int = 8,
-    ) -> None:
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, rgb=rgb, slices_per_plane=slices_per_plane)
+    def __init__(self, weights: str | Path, *, image_size: int = 224, **settings: Any) -> None:
+        super().__init__(**settings)
         if image_size < 1:
             raise ValueError(f"image_size: expected at least 1 pixel, got {image_size}.")
         tensors, self.weights_hash = read_weights(weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from scipy import linalg
 
 from medgen.metrics.radiomic_distance import RadiomicDistance, rank_shares, require_two
 from medgen.seeding import stream
+from medgen.threads import side_by_side
 
 # A column varies by at least this share of its typical size, or its variation is taken for noise.
 _FLOOR = 1e-3
@@ -93,16 +95,18 @@ def frd_robust(
     a, b = np.arcsinh(a / unit), np.arcsinh(b / unit)
     scale = _scale(a, b)
     za, zb = a / scale, b / scale
-    ca, cb = _coordinates(za, zb)
     features = len(kept)
-    squared = _shrunk(ca, cb, features)
     bias, p_value = 0.0, 1.0
     interval: tuple[float, float] | None = (0.0, 0.0)
-    if squared > 0:
-        bias = _bias(ca, cb, features, patients, seed)
-        p_value = _p_value(a, b, patients, permutations, seed)
-        spread = 1.96 * _jackknife_error(ca, cb, features, patients, seed)
-        interval = (max(0.0, squared - bias - spread), max(0.0, squared - bias + spread)) if spread < math.inf else None
+    with side_by_side() as pool:
+        ca, cb = _coordinates(za, zb)
+        squared = _shrunk(ca, cb, features)
+        if squared > 0:
+            bias = _bias(ca, cb, features, patients, seed, pool)
+            p_value = _p_value(a, b, patients, permutations, seed, pool)
+            spread = 1.96 * _jackknife_error(ca, cb, features, patients, seed, pool)
+            found = (max(0.0, squared - bias - spread), max(0.0, squared - bias + spread))
+            interval = found if spread < math.inf else None
     terms = (za.mean(0) - zb.mean(0)) ** 2 + (za.std(0) - zb.std(0)) ** 2
     shares, notes = rank_shares(terms, kept)
     for name, count, part in zip(("real", "synthetic"), rows, (x, y), strict=True):
@@ -227,7 +231,7 @@ def _splits(patients: np.ndarray, count: int, seed: int, name: str) -> Iterator[
         yield np.argsort(place[codes], kind="stable")
 
 
-def _bias(a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray], seed: int) -> float:
+def _bias(a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray], seed: int, pool: Executor) -> float:
     """Mean distance of random splits of the residuals: what the sizes of the sets alone make."""
     counts = [max(2, len(np.unique(names))) for names in patients]
     # Residuals around a mean of few patients are too small by what that mean took along.
@@ -236,11 +240,17 @@ def _bias(a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray
     )
     repeats = next(splits for largest, splits in _BIAS_SPLITS if len(residuals) <= largest)
     orders = _splits(np.concatenate(patients), repeats, seed, "bias")
-    found = [_shrunk(residuals[order[: len(a)]], residuals[order[len(a) :]], features) for order in orders]
-    return float(np.mean(found))
+    return float(np.mean(list(pool.map(lambda order: _split_distance(residuals, order, len(a), features), orders))))
 
 
-def _p_value(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], permutations: int, seed: int) -> float:
+def _split_distance(scans: np.ndarray, order: np.ndarray, size: int, features: int) -> float:
+    """Distance of the first `size` scans of an order to the others."""
+    return _shrunk(scans[order[:size]], scans[order[size:]], features)
+
+
+def _p_value(
+    a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], permutations: int, seed: int, pool: Executor
+) -> float:
     """Share of random splits of all scans that are at least as far apart, counting the observed one."""
     chosen = [
         np.sort(next(_splits(names, 1, seed, f"test {side}"))[:_TESTED])
@@ -252,19 +262,18 @@ def _p_value(a: np.ndarray, b: np.ndarray, patients: list[np.ndarray], permutati
     scale = np.sqrt(both.var(axis=0, ddof=1) + _FLOOR**2)
     features = both.shape[1]
     both = np.concatenate(_coordinates(a / scale, b / scale))
-
-    def statistic(order: np.ndarray) -> float:
-        return _shrunk(both[order[: len(a)]], both[order[len(a) :]], features)
-
-    observed = statistic(np.arange(len(both)))
+    observed = _split_distance(both, np.arange(len(both)), len(a), features)
     names = np.concatenate([names[rows] for names, rows in zip(patients, chosen, strict=True)])
     orders = _splits(names, permutations, seed, "test")
     # A split that only swaps the sides has the observed value, up to rounding.
     least = observed * (1 - 1e-9)
-    return (1 + sum(statistic(order) >= least for order in orders)) / (permutations + 1)
+    found = pool.map(lambda order: _split_distance(both, order, len(a), features), orders)
+    return (1 + sum(value >= least for value in found)) / (permutations + 1)
 
 
-def _jackknife_error(a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray], seed: int) -> float:
+def _jackknife_error(
+    a: np.ndarray, b: np.ndarray, features: int, patients: list[np.ndarray], seed: int, pool: Executor
+) -> float:
     """Standard error by leaving out one of up to 20 parts of each set at a time."""
     variance = 0.0
     most = _PARTS if len(a) + len(b) <= _LARGE else _PARTS_OF_LARGE
@@ -277,9 +286,11 @@ def _jackknife_error(a: np.ndarray, b: np.ndarray, features: int, patients: list
         _, first, codes = np.unique(patients[index][order], return_index=True, return_inverse=True)
         parts = np.empty(len(order), dtype=np.int64)
         parts[order] = (np.argsort(np.argsort(first)) % count)[codes]
-        values = []
-        for part in range(count):
-            left, right = (rows[parts != part] if i == index else rows for i, rows in enumerate((a, b)))
-            values.append(_shrunk(left, right, features))
+
+        def without(part: int, index: int = index, parts: np.ndarray = parts) -> float:
+            left, right = (rows[parts != part] if side == index else rows for side, rows in enumerate((a, b)))
+            return _shrunk(left, right, features)
+
+        values = list(pool.map(without, range(count)))
         variance += (count - 1) / count * float(((np.asarray(values) - np.mean(values)) ** 2).sum())
     return math.sqrt(variance)

@@ -23,8 +23,8 @@ class Score:
         n_real: Number of real scans.
         n_synthetic: Number of synthetic scans.
         d: Number of features.
-        groups_real: Number of groups (patients) among the real scans.
-        groups_synthetic: Number of groups among the synthetic scans.
+        groups_real: Number of patients of the real scans; where they are not known, each scan counts as one.
+        groups_synthetic: Number of patients of the synthetic scans, likewise.
         confidence: Level of `interval` and `floor_interval`.
         interval: Confidence interval of the value that sets of this size have on average (its expectation at this n,
             bias included).
@@ -35,7 +35,8 @@ class Score:
         floor_interval: Central range of the floor over random halves, or its confidence interval against a reference.
         floor_draws: Random halves, or subsets of the reference, that the floor is the mean of.
         value_at_floor_n: Synthetic against real scans at `floor_n`, which alone compares with the floor.
-        p_value: Of the permutation test of equal distributions; at least ``1 / (permutations + 1)``.
+        p_value: Of the permutation test of equal distributions; at least ``1 / (permutations + 1)``, and twice that
+            where `tail` is ``both``.
         tail: Side on which a difference puts the value: ``upper``, ``lower`` or ``both``.
         permutations: Relabelings of the test.
         permutation_n: Scans of the two sides in the test; fewer than all where it would take too long.

@@ -40,27 +40,30 @@ def score_features(
 ) -> dict[str, Score]:
     """Distances between two feature sets, each with interval, floor, p-value and extrapolation.
 
-    **Interval.** Half of the groups of either set are drawn without replacement, `resamples` times. The spread of the
+    **Interval.** Half of the patients of either set are drawn without replacement, `resamples` times. The spread of the
     value over half-samples estimates its standard error at full size (the delete-half jackknife of Shao and Wu), and
     the interval is the value plus and minus Student's t times that. A bootstrap would repeat scans, which inflates the
     Fréchet bias and shrinks the balls of PRDC to nothing. What is covered is the value's expectation at this n; for
-    ``kernel``, which has no bias, that is the truth. Measured coverage of 95 % intervals on Gaussians of known
-    truth (ten settings: n from 20 to 200, d from 8 to 1280, shifted and scaled or equal, single scans or patients of
-    five; 200 pairs of sets each): ``frechet`` 0.91 to 1.00, ``kernel`` 0.90 to 1.00, ``gaussian_kernel`` 0.89 to 1.00,
-    ``precision``, ``recall`` and ``coverage`` 0.94 to 1.00, ``density`` 0.90 to 1.00, ``vendi`` 0.89 to 0.97.
-    Near equal distributions the intervals are up to twice as wide as they need be. Shares (precision, recall,
-    coverage), on which all half-samples may agree, get at least the width of a binomial one.
+    ``kernel`` of independent scans, which has no bias, that is the truth. Measured coverage of 95 % intervals on
+    Gaussians of known truth (ten settings: n from 20 to 200, d from 8 to 1280, shifted and scaled or equal, single
+    scans or patients of five; 200 pairs of sets each): ``frechet`` 0.91 to 1.00, ``kernel`` 0.90 to 1.00,
+    ``gaussian_kernel`` 0.89 to 1.00, ``precision``, ``recall`` and ``coverage`` 0.94 to 1.00, ``density`` 0.90 to 1.00,
+    ``vendi`` 0.89 to 0.97. Near equal distributions the intervals are up to twice as wide as they need be. Shares
+    (precision, recall, coverage), on which all half-samples may agree, get at least the width of a binomial one.
 
     **Floor.** With `real_reference` (say the training part, where `real` is the validation part), real against
     reference, with as many reference as synthetic scans if there are enough. Otherwise random halves of `real`, so at
     half of n. `value_at_floor_n` is the synthetic value at the very same sizes.
 
-    **p-value.** Labels are permuted over the pooled groups. With groups in one set only, whose scans are correlated,
-    the two sets are not exchangeable even for a perfect generator, and the p-value is too small.
+    **p-value.** Labels are permuted over the pooled patients. With P relabelings the smallest p-value is 1 / (P + 1),
+    and twice that for ``density`` and ``vendi``, which a difference may put on either side. With patients in one set
+    only, whose scans are correlated, the two sets are not exchangeable even for a perfect generator, and the p-value is
+    too small.
 
     **Extrapolation.** Fréchet: a line in 1/n through values at six sizes from n to n/4 (Chong and Forsyth's FID∞);
     where the spectrum of the features is flat and n below d, the bias is no such line, which
-    `floor_extrapolated`, whose truth is 0, then shows. Gaussian kernel: its unbiased estimator.
+    `floor_extrapolated`, whose truth is 0, then shows. Gaussian kernel: its estimator without the pairs of a scan with
+    itself, which is unbiased, as ``kernel`` is, if the scans are independent; several scans of a patient are not.
 
     Memory grows with the square of the scans: some ``50 (N + M + K)^2`` bytes per view.
 
@@ -168,11 +171,11 @@ def _add_warnings(scores: dict[str, Score], real_groups: GroupIds | None, refere
             )
         if n < _FEW:
             found.append(f"Only {n} scans a side: expect differences by chance.")
-        elif min(score.groups_real, score.groups_synthetic) < _FEW:
-            found.append(
-                f"Only {score.groups_real} real and {score.groups_synthetic} synthetic groups, and they are what "
-                "counts."
-            )
+        else:
+            patients = {"real": score.groups_real, "synthetic": score.groups_synthetic}
+            few = [f"{count} {side}" for side, count in patients.items() if count < _FEW]
+            if few:
+                found.append(f"Only {' and '.join(few)} patients, who are what counts.")
         if real_groups is not None and reference_groups is not None:
             shared = len(set(real_groups) & set(reference_groups))
             if shared:

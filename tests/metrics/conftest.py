@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,3 +54,35 @@ def fill_weights() -> Callable[[nn.Module], dict[str, torch.Tensor]]:
 def smooth_scans() -> Callable[..., torch.Tensor]:
     """Function of count, channels and spatial shape that gives smooth scans ``(B, C, *shape)`` in [0, 1]."""
     return _scans
+
+
+_START = """
+import json, sys
+import torch
+from torch import distributed
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+"""
+_END = """
+print(json.dumps(found))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path) -> Callable[[str], list[Any]]:
+    """Function of a program that two processes run, which know `rank` and `folder`; it gives what each has `found`."""
+
+    def run(program: str) -> list[Any]:
+        command = [sys.executable, "-c", _START + program + _END]
+        started = [
+            subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+        assert [process.returncode for process in started] == [0, 0]
+        return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+    return run

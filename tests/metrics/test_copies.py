@@ -76,7 +76,7 @@ def test_volumes_of_unlike_shapes_compare() -> None:
 
 def test_refuses_or_warns_where_real_scans_say_too_little() -> None:
     real = describe(_scans(4))
-    with pytest.raises(ValueError, match=r"at least 2 groups, got 1 of 4 scan\(s\)"):
+    with pytest.raises(ValueError, match=r"at least 2 patients, got 1 of 4 scan\(s\)"):
         find_copies(real, real, groups=torch.zeros(4))
     with pytest.raises(ValueError, match="one for each of 4 real scans"):
         find_copies(real, real, groups=torch.zeros(3))
@@ -84,5 +84,5 @@ def test_refuses_or_warns_where_real_scans_say_too_little() -> None:
         copy_threshold(torch.zeros(1))
     with pytest.raises(ValueError, match="false_alarm_rate: expected above 0"):
         copy_threshold(torch.zeros(5), false_alarm_rate=0)
-    with pytest.warns(UserWarning, match="rests on 4 real scans or groups only"):
+    with pytest.warns(UserWarning, match="rests on 4 real scans or patients only"):
         find_copies(real, real)

@@ -1,8 +1,6 @@
 import copy
-import json
-import subprocess
-import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,16 +36,11 @@ def _values(metric: FeatureMetric) -> list[float]:
 
 # Three batches on the first process, one on the second, none of the real scans there: states must meet all the same.
 _PROCESS = """
-import json, sys
-import torch
-from torch import distributed
 from torch import nn
 from medgen.metrics import PRDC, FrechetDistance, GaussianKernelDistance, KernelDistance, VendiScore
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 real = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
 synthetic = torch.rand(17, 1, 2, 2, generator=torch.Generator().manual_seed(1)).double() ** 2
-values = {}
+found = {}
 for kind in (FrechetDistance, KernelDistance, GaussianKernelDistance, PRDC, VendiScore):
     metric = kind(nn.Flatten(), num_features=4)
     if rank == 0:
@@ -57,25 +50,17 @@ for kind in (FrechetDistance, KernelDistance, GaussianKernelDistance, PRDC, Vend
     else:
         metric.update(synthetic[4:], real=False)
     value = metric.compute()
-    values[kind.__name__] = [v.item() for v in (value.values() if isinstance(value, dict) else [value])]
+    found[kind.__name__] = [v.item() for v in (value.values() if isinstance(value, dict) else [value])]
     metric.update(synthetic[:3], real=False)  # after compute each process has its own states again
-print(json.dumps(values))
-distributed.destroy_process_group()
 """
 
 
-def test_states_of_two_processes_add_up(tmp_path: object) -> None:
-    command = [sys.executable, "-c", _PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(rank), f"{tmp_path}/meet"], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+def test_states_of_two_processes_add_up(two_processes: Callable[[str], list[Any]]) -> None:
     real = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     synthetic = torch.rand(17, 1, 2, 2, generator=torch.Generator().manual_seed(1)).double() ** 2
-    for output in outputs:
-        together = json.loads(output)
+    outputs = two_processes(_PROCESS)
+    assert outputs[0] == outputs[1]
+    for together in outputs:
         for kind in ALL:
             metric = kind(nn.Flatten(), num_features=4)
             metric.update(real, real=True)
@@ -132,12 +117,42 @@ def test_works_on_volumes_of_any_channel_count_and_beside_a_network_in_training(
 def test_refuses_scans_of_another_kind(kind: Callable[..., FeatureMetric]) -> None:
     metric = kind(_Projection())
     metric.update(_images(3, 0), real=True)
-    with pytest.raises(ValueError, match=r"expected synthetic scans in 2D with 3 channel\(s\) as the real ones before"):
+    with pytest.raises(ValueError, match=r"expected synthetic scans in 2D with 3 channel\(s\) as those before"):
         metric.update(torch.rand(3, 1, 4, 3), real=False)
     with pytest.raises(ValueError, match=r"got 3D with 3\. Compare sets of one kind"):
         metric.update(torch.rand(3, 3, 2, 2, 1), real=False)
     with pytest.raises(ValueError, match=r"images: expected \(B, C, H, W\) or \(B, C, H, W, D\), got shape \(3, 4\)"):
         metric.update(torch.rand(3, 4), real=False)
+
+
+@each
+def test_the_default_network_says_which_argument_fits_the_scans(kind: Callable[..., FeatureMetric]) -> None:
+    metric = kind()
+    with pytest.raises(
+        ValueError,
+        match=r"expected shape \(B, 1, H, W\), got \(2, 1, 8, 8, 8\)\. For such scans, pass spatial_dims=3 and",
+    ):
+        metric.update(torch.zeros(2, 1, 8, 8, 8), real=True)
+    with pytest.raises(ValueError, match=r"pass spatial_dims=2 and in_channels=3\."):
+        metric.update(torch.zeros(2, 3, 8, 8), real=True)
+    scans = torch.zeros(2, 1, 8, 8)
+    metric.update(scans, real=True)  # what was refused has left no trace
+    scans[1, 0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 2 scans\. Leave these out, or mend them\."):
+        metric.update(scans, real=False)
+
+
+@each
+def test_refuses_the_number_that_torchmetrics_takes_for_a_network(kind: Callable[..., FeatureMetric]) -> None:
+    with pytest.raises(TypeError, match=r"feature: expected one of .* or a torch module, got 2048\. For the 2048 feat"):
+        kind(feature=2048)
+
+
+def test_reset_without_real_scans_keeps_nothing() -> None:
+    metric = KernelDistance(_Projection(), reset_real_features=False)
+    metric.update(_images(3, 0), real=False)
+    metric.reset()
+    metric.update(torch.rand(3, 1, 3, 4), real=True)
 
 
 @each

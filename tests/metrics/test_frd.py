@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import subprocess
-import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,7 +234,9 @@ def test_refuses_what_does_not_fit(sets: tuple[torch.Tensor, torch.Tensor]) -> N
     with pytest.raises(ValueError, match="expected 1 channel, or 3 colors in 2D, got 2"):
         metric.update(sets[0][:2].repeat(1, 2, 1, 1), real=True)
     metric.update(sets[0][:2], real=True)
-    with pytest.raises(ValueError, match=r"images: expected 1 channel\(s\) as before, got 3"):
+    with pytest.raises(
+        ValueError, match=r"expected synthetic scans in 2D with 1 channel\(s\) as those before, got 2D with 3"
+    ):
         metric.update(sets[0][:2].repeat(1, 3, 1, 1), real=False)
     with pytest.raises(ValueError, match="mask: expected shape"):
         metric.update(sets[0][:2], real=False, mask=torch.ones(2, 3, 3))
@@ -242,33 +244,40 @@ def test_refuses_what_does_not_fit(sets: tuple[torch.Tensor, torch.Tensor]) -> N
         metric.compute()
 
 
-def test_two_processes_agree_with_one(sets: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
-    torch.save({"real": sets[0][:5], "synthetic": sets[1][:4]}, tmp_path / "scans.pt")
-    program = textwrap.dedent("""
-        import json, sys
-        import torch, torch.distributed as dist
-        from medgen.metrics import FrechetRadiomicDistance
-        rank, folder = int(sys.argv[1]), sys.argv[2]
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-        scans = torch.load(f"{folder}/scans.pt")
-        metric = FrechetRadiomicDistance()
-        if rank == 0:
-            metric.update(scans["real"], real=True)
-            metric.update(scans["synthetic"][:1], real=False)
-        else:
-            metric.update(scans["synthetic"][1:], real=False)
-        value = metric.compute().item()
-        if rank == 0:
-            print(json.dumps(value))
-        dist.destroy_process_group()
-    """)
-    started = [
-        subprocess.Popen([sys.executable, "-c", program, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert json.loads(outputs[0].splitlines()[-1]) == _metric(sets[0][:5], sets[1][:4]).compute().item()
+_PROCESS = """
+import dataclasses
+from medgen.metrics import FrechetRadiomicDistance
+
+scans = torch.load(f"{folder}/scans.pt")
+metric = FrechetRadiomicDistance()
+if rank == 0:  # the other process has no real scans
+    metric.update(scans["real"], real=True)
+    metric.update(scans["synthetic"][:1], real=False)
+else:
+    metric.update(scans["synthetic"][1:], real=False)
+value = metric.compute().item()
+assert metric.result() is metric.last_result
+found = [value, dataclasses.asdict(metric.last_result)]
+"""
+
+
+def test_each_of_two_processes_has_the_value_and_the_details_of_one(
+    sets: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, two_processes: Callable[[str], list[Any]]
+) -> None:
+    real, synthetic = sets[0][:10], sets[1][:9]
+    torch.save({"real": real, "synthetic": synthetic}, tmp_path / "scans.pt")
+    expected = _metric(real, synthetic).result()
+    assert expected.interval is not None
+    for value, result in two_processes(_PROCESS):
+        assert value == expected.value
+        assert result == json.loads(json.dumps(dataclasses.asdict(expected)))
+
+
+def test_scans_added_after_a_result_are_in_the_next(sets: tuple[torch.Tensor, torch.Tensor]) -> None:
+    metric = _metric(sets[0][:4], sets[1][:3])
+    assert metric.result().n_real == 4
+    metric.update(sets[0][4:6], real=True)
+    assert metric.result().n_real == 6
 
 
 @pytest.mark.parametrize(("name", "dims", "count"), [("frd-v0", 2, 102), ("frd-v0", 3, 107), ("frd-v1", 2, 398),

@@ -1,7 +1,5 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -79,15 +77,9 @@ def test_reset_can_keep_the_real_scans() -> None:
 
 
 _PROCESS = """
-import json, sys
-import torch
-from torch import distributed
 from torch.nn import functional as F
 from medgen.metrics import Memorization
 
-rank = int(sys.argv[1])
-torch.set_num_threads(1)
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 def scans(n, seed):
     own = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(own, size=(24, 24), mode="bilinear")
@@ -100,27 +92,18 @@ if rank == 0:  # the other process has no real scans
 else:
     metric.update(synthetic[2:], real=False)
 values = {name: value.tolist() for name, value in metric.compute().items()}
-found = metric.search()
+search = metric.search()
 metric.update(synthetic[:1], real=False)  # after compute each process has its own states again
-print(json.dumps([values, found.closest.index.tolist(), sum(len(s) for s in metric.synthetic_descriptors) // 4096]))
-distributed.destroy_process_group()
+found = [values, search.closest.index.tolist(), sum(len(s) for s in metric.synthetic_descriptors) // 4096]
 """
 
 
-def test_states_of_two_processes_add_up(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(rank), f"{tmp_path}/meet"], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+def test_states_of_two_processes_add_up(two_processes: Callable[[str], list[Any]]) -> None:
     metric = Memorization()
     metric.update(_scans(30), real=True, groups=range(30))
     metric.update(torch.cat([_scans(30)[:3].flip(3), _scans(5, seed=1)]), real=False)
     expected = {name: value.tolist() for name, value in metric.compute().items()}
-    for output, kept in zip(outputs, (3, 7), strict=True):
-        values, index, synthetic = json.loads(output)
+    for (values, index, synthetic), kept in zip(two_processes(_PROCESS), (3, 7), strict=True):
         assert values == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
         assert index == metric.search().closest.index.tolist()
         assert synthetic == kept

@@ -86,7 +86,7 @@ def test_the_interval_of_a_mean_over_patients_counts_patients() -> None:
     error = (x[::5].var().item() / 20 + y[::5].var().item() / 16) ** 0.5
     assert (score.interval[1] - score.interval[0]) / 2 == pytest.approx(2.1314 * error, rel=0.06)
     assert (score.groups_real, score.groups_synthetic) == (20, 16)
-    assert "Only 20 real and 16 synthetic groups" in score.warnings[0]
+    assert score.warnings == ("Only 16 synthetic patients, who are what counts.",)
 
 
 def test_intervals_cover_the_expected_value_of_gaussians() -> None:
@@ -180,6 +180,13 @@ def test_p_values_are_uniform_for_equal_distributions_and_small_for_a_shift() ->
     assert all(shifted[name].p_value == 1 / 40 for name in ("frechet", "kernel", "gaussian_kernel", "coverage"))
 
 
+def test_the_smallest_p_value_of_a_two_sided_test_is_twice_that_of_a_one_sided() -> None:
+    x = _features(15, 0)
+    for shift in (-3, 3):
+        score = score_features(x, x + shift, distances=[MEAN_GAP], **{**NONE, "permutations": 39})["gap"]
+        assert (score.tail, score.p_value) == ("both", 2 / 40)
+
+
 def test_equal_sets_are_not_told_apart() -> None:
     x = _features(20, 0)
     scores = score_features(x, x, **QUICK)
@@ -233,7 +240,10 @@ def test_says_why_a_field_is_missing() -> None:
     assert few["vendi"].missing["extrapolated"] == "how this value depends on n is not known"
     assert "Only 7 scans a side" in few["kernel"].warnings[0]
     groups = score_features(_features(30, 0), _features(30, 1), real_groups=[0, 1, 2] * 10, **QUICK)["kernel"]
-    assert groups.missing["interval"] == "expected at least 4 groups in each set, got 3"
+    assert groups.missing["interval"] == "expected at least 4 patients in each set, got 3"
+    assert groups.warnings == ("Only 3 real patients, who are what counts.",)
+    single = score_features(_features(3, 0), _features(3, 1), distances=["kernel"], **QUICK)["kernel"]
+    assert single.missing["interval"] == "expected at least 4 scans in each set, got 3"
     none = score_features(_features(30, 0), _features(30, 1), **NONE)["kernel"]
     assert none.missing["p_value"] == "no permutations were asked for"
     assert none.missing["floor"] == "no floor was asked for"
