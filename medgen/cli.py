@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import medgen
-from medgen.messages import explain_parser_error, plain_types
+from medgen.messages import explain_argument, explain_function, explain_parser_error, plain_usage
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -69,7 +69,7 @@ COMMANDS = {
         summary="how real the synthetic scans look, and how diverse they are",
         examples="  medgen evaluate --real FOLDER --synthetic synthetic --output report",
         lower="Lower --slices_per_plane, or evaluate fewer scans.",
-        resume="Run the same command again: evaluation starts over.",
+        resume="Run the same command again: what was computed of each scan is kept.",
     ),
 }
 
@@ -103,19 +103,29 @@ def command_parser(name: str) -> ArgumentParser:
     """
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+    function = _function(name)
+    hints = get_type_hints(function)
+
     class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        # argparse names no public method to change how one argument is explained.
+        def _get_help_string(self, action: argparse.Action) -> str:
+            if action.dest not in hints:
+                return str(super()._get_help_string(action))
+            return explain_argument(action.help or "", hints[action.dest], action.default, required=action.required)
+
         def format_help(self) -> str:
-            return plain_types(super().format_help())
+            return plain_usage(super().format_help())
 
     parser = ArgumentParser(
         prog=f"medgen {name}",
+        description=explain_function(function),
         epilog=f"examples:\n{COMMANDS[name].examples}",
         formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with values for the arguments below.")
-    parser.add_function_arguments(_function(name), sub_configs=True)
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
     return parser
 
 
@@ -135,7 +145,8 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     parser = command_parser(name)
     function = _function(name)
-    words = parser.parse_args(_spell_out_flags(function, _open_files(function, arguments)))
+    given = _join_lists(function, _open_files(function, arguments))
+    words = parser.parse_args(_spell_out_flags(function, given))
     try:
         values = parser.instantiate(words).as_dict()
     except ValueError as error:  # a dataclass that refuses its values
@@ -199,6 +210,29 @@ def _spell_out_flags(function: Any, arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _join_lists(function: Any, arguments: Sequence[str]) -> list[str]:
+    """Let ``--stages denoiser,label`` and ``--stages denoiser label`` stand for ``--stages [denoiser,label]``."""
+    lists = {f"--{key}" for key, hint in _arguments(function) if _is_list(hint)}
+    words: list[str] = []
+    pending = [part for word in arguments for part in (word.split("=", 1) if word.split("=")[0] in lists else [word])]
+    while pending:
+        words.append(pending.pop(0))
+        if words[-1] not in lists:
+            continue
+        items = []
+        while pending and not pending[0].startswith("--"):
+            items.append(pending.pop(0))
+        if len(items) > 1 or (items and items[0][:1] != "[" and items[0] != "null"):
+            items = [f"[{','.join(part for item in items for part in item.split(',') if part)}]"]
+        words += items
+    return words
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether a value is a list, or may be one."""
+    return any(get_origin(kind) in (list, tuple, Sequence) for kind in (hint, *get_args(hint)))
+
+
 def _open_files(function: Any, arguments: Sequence[str]) -> list[str]:
     """Let ``--plan FILE`` name a file that holds the plan under its own key, as `plan.yaml` and configurations do.
 
@@ -255,13 +289,18 @@ def _explain(name: str, arguments: Sequence[str], message: str) -> str:
 
 def _keys(function: Any) -> list[str]:
     """Names of the function's arguments, and of the fields of every dataclass below them."""
-    keys, pending = [], [(key, hint) for key, hint in get_type_hints(function).items() if key != "return"]
+    return [key.rpartition(".")[2] for key, _ in _arguments(function)]
+
+
+def _arguments(function: Any) -> list[tuple[str, Any]]:
+    """Arguments of the function and fields of every dataclass below them, by dotted key, each with its type."""
+    found, pending = [], [(key, hint) for key, hint in get_type_hints(function).items() if key != "return"]
     while pending:
         key, hint = pending.pop()
-        keys.append(key)
+        found.append((key, hint))
         for kind in _dataclasses(hint):
-            pending += get_type_hints(kind).items()
-    return keys
+            pending += [(f"{key}.{inner}", type_) for inner, type_ in get_type_hints(kind).items()]
+    return found
 
 
 def _fail(name: str, message: str, code: int = 1) -> int:

@@ -1,8 +1,14 @@
-"""The errors of jsonargparse in medgen's words."""
+"""The errors and the help of jsonargparse in medgen's words."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
+import types
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin
 
 # What the parser tried on the way, and whole values, which may be long.
 _NOISE = re.compile(
@@ -28,7 +34,7 @@ def explain_parser_error(message: str) -> str:
     text = _NOISE.sub("", message)
     key = ".".join(_KEY.findall(text))
     reason = " ".join(_KEY.sub("", text).split()).lstrip("- ").rstrip(".")
-    reason = re.sub(r"Expected (?:an? )?(.*?)\. Got value: ", r"expected \1, got ", plain_types(reason))
+    reason = re.sub(r"Expected (?:an? )?(.*?)\. Got value: ", r"expected \1, got ", _plain_types(reason))
     reason = re.sub(r"Expected a dot import path string: ", "expected a YAML file or values, got ", reason)
     reason = re.sub(r"^Expected an? ", "expected ", reason)
     given = re.search(r"^\s*Given value: (.*)$", message, flags=re.MULTILINE)
@@ -37,13 +43,72 @@ def explain_parser_error(message: str) -> str:
     return f"{key}: {reason}" if key else reason
 
 
-def plain_types(text: str) -> str:
-    """A text of jsonargparse with types as people write them.
+def _plain_types(text: str) -> str:
+    """It with `int` for `<class 'int'>` and `one of [...]` for a `Literal`."""
+    return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+
+
+def explain_function(function: Any) -> str:
+    """What a command does, for the head of its help.
 
     Args:
-        text: The text.
+        function: The function, with a docstring in Google style.
 
     Returns:
-        It with `int` for `<class 'int'>` and `one of [...]` for a `Literal`.
+        The paragraphs of the docstring before its arguments, wrapped.
     """
-    return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+    body = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
+    paragraphs = [_without_quotes(paragraph) for paragraph in body.split("\n\n")]
+    return "\n\n".join(textwrap.fill(paragraph, 78) for paragraph in paragraphs)
+
+
+def explain_argument(text: str, hint: Any, default: Any, *, required: bool) -> str:
+    """Help of one argument.
+
+    Args:
+        text: Its entry in the docstring.
+        hint: Its type.
+        default: Its value if it is not given.
+        required: Whether it must be given.
+
+    Returns:
+        The text, and in brackets what may be given and what is taken otherwise, in words.
+    """
+    shown = default if isinstance(default, str) or not isinstance(default, Sequence) else ", ".join(map(str, default))
+    notes = ["required"] if required else []
+    notes += [words] if (words := _words(hint)) else []
+    notes += [f"default: {shown}"] if not required and default is not None and default is not False else []
+    full = f"{_without_quotes(text)} ({'; '.join(notes)})" if notes else _without_quotes(text)
+    return full.replace("%", "%%")
+
+
+def plain_usage(text: str) -> str:
+    """Help without what only a programmer needs: switches without a value, lists without brackets.
+
+    Args:
+        text: A whole help.
+
+    Returns:
+        It with `--dry_run` for `--dry_run {true,false}`, `--stages STAGES` for `--stages [ITEM,...]`, and likewise for
+        choices, which the text lists.
+    """
+    text = re.sub(r", --\w+\+ \S+", "", text.replace(" {true,false}", ""))
+    return re.sub(r"--(\w+) (\{[^ }]*\}|\[ITEM,\.\.\.\])", lambda found: f"--{found[1]} {found[1].upper()}", text)
+
+
+def _words(hint: Any) -> str:
+    """A type in words; nothing where the text says it all."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(filter(None, map(_words, get_args(hint))), "")
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (list, tuple, Sequence):
+        inner = _words(get_args(hint)[0])
+        return f"some of {inner.removeprefix('one of ')}" if inner.startswith("one of ") else "several values"
+    if is_dataclass(hint):
+        return "a YAML file"
+    return {int: "a whole number", float: "a number"}.get(hint, "")
+
+
+def _without_quotes(text: str) -> str:
+    return " ".join(text.replace("`", "").split())

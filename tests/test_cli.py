@@ -266,11 +266,60 @@ def test_help_explains_every_argument_in_the_words_of_the_docstring(name: str) -
     function = cli._function(name)
     text = " ".join(cli.command_parser(name).format_help().split())
     for argument in inspect.signature(function).parameters:
-        described = re.search(rf"^ +{argument}: (\S+ \S+)", function.__doc__ or "", flags=re.M)
+        described = re.search(rf"^ +{argument}: (\S+ \S+)", (function.__doc__ or "").replace("`", ""), flags=re.M)
         assert described, f"{name}: the docstring does not explain {argument}"
         shown = re.search(rf"--{argument}[ ,](?:(?! --\w+ ).)*?{re.escape(described[1])}", text)
         assert shown, f"medgen {name} --help: {argument}"
     assert " ".join(cli.COMMANDS[name].examples.split()) in text
+    assert " ".join(function.__doc__.replace("`", "").partition("Args:")[0].split()) in text
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_is_in_words_and_holds_no_python(name: str) -> None:
+    text = cli.command_parser(name).format_help()
+    found = re.findall(
+        r"`|\bnull\b|Optional|Literal|Sequence|\bPath\b|\bbool\b|\bint\b|type:|\{true|ITEM|--\w+\+", text
+    )
+    assert not found
+
+
+def test_help_says_what_may_be_given(calls: list[dict[str, object]]) -> None:
+    text = " ".join(cli.command_parser("train").format_help().split())
+    assert "--data DATA Folder of labelled scans. (required)" in text
+    assert "--plan PLAN What to follow. (a YAML file)" in text
+    assert "--dry_run Only show the plan. --stages" in text
+    stages = "(some of autoencoder, denoiser; default: autoencoder, denoiser)"
+    assert f"--stages STAGES What to train. {stages} --device DEVICE Where. (one of auto, cpu; default: auto)" in text
+    assert "--seed SEED Root of all random draws. (a whole number; default: 0)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        (["--stages", "denoiser"], ("denoiser",)),
+        (["--stages=denoiser"], ("denoiser",)),
+        (["--stages", "denoiser,autoencoder"], ("denoiser", "autoencoder")),
+        (["--stages=denoiser,autoencoder"], ("denoiser", "autoencoder")),
+        (["--stages", "denoiser", "autoencoder"], ("denoiser", "autoencoder")),
+        (["--stages", "denoiser,", "autoencoder"], ("denoiser", "autoencoder")),
+        (["--stages", "[denoiser, autoencoder]"], ("denoiser", "autoencoder")),
+    ],
+)
+def test_a_list_needs_no_brackets(words: list[str], stages: tuple[str, ...], calls: list[dict[str, object]]) -> None:
+    assert cli.main([*REQUIRED, *words, "--seed", "3"]) == 0
+    assert (calls[0]["stages"], calls[0]["seed"]) == (stages, 3)
+
+
+@pytest.mark.parametrize("words", [["--plan.size", "8", "9"], ["--plan.size=8,9"]])
+def test_a_list_inside_of_a_plan_needs_no_brackets(words: list[str], calls: list[dict[str, object]]) -> None:
+    assert cli.main([*REQUIRED, *words]) == 0
+    assert calls[0]["plan"] == Plan(size=(8, 9))
+
+
+def test_protocols_of_an_evaluation_are_given_by_name() -> None:
+    folders = ["--real", "a", "--synthetic", "b", "--output", "c"]
+    assert cli.parse("evaluate", [*folders, "--protocols", "frd-v1"])["protocols"] == ["frd-v1"]
+    assert cli.parse("evaluate", [*folders, "--protocols", "frd-v1", "frd-v0"])["protocols"] == ["frd-v1", "frd-v0"]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset, require_file_name
 from medgen.data.io import IMAGE_SUFFIXES
@@ -46,19 +46,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         raise BadInputError(f"{root}: expected a folder of scans, got {got}. Check the path.")
     if (root / "dataset.json").is_file():
         return _read_dataset_json(root)
-    metadata = [root / name for name in ("metadata.csv", "metadata.jsonl") if (root / name).is_file()]
-    if len(metadata) > 1:
-        raise BadInputError(f"{root}: expected metadata.csv or metadata.jsonl, got both. Remove one of them.")
-    if metadata:
-        cases, layout = _metadata_cases(metadata[0]), "metadata"
-    elif (root / "images").is_dir():
-        cases, layout = _plain_cases(root), "plain"
-    else:
-        raise BadInputError(
-            f"{root}: expected dataset.json (MSD, nnU-Net), metadata.csv, metadata.jsonl, or images/ and labels/, "
-            f"got {_listing(root)}. Point at the folder that holds one of them."
-        )
-    cases = _with_listed_splits(root, _checked_names(cases, metadata[0] if metadata else root))
+    cases, layout = _undeclared_cases(root)
     channel_names, notes = survey_channels(cases)
     modalities = {case.meta["modality"] for case in cases if case.meta.get("modality")}
     modality = modalities.pop() if len(modalities) == 1 else "RGB" if channel_names == RGB else None
@@ -66,7 +54,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         channel_names = {0: modality}
     return Dataset(
         root=root,
-        format="metadata" if layout == "metadata" else "plain",
+        format=layout,
         cases=cases,
         class_names=_declared_classes(root) or scan_classes(root, cases),
         channel_names=channel_names,
@@ -74,6 +62,42 @@ def read_dataset(folder: str | Path) -> Dataset:
         spatial_dims=survey_spatial_dims(cases),
         notes=notes,
     )
+
+
+def label_splits(folder: str | Path) -> dict[Path, str]:
+    """Splits of the label maps of a folder that lies in a data set.
+
+    Args:
+        folder: Folder of label maps, as for :func:`read_labels`.
+
+    Returns:
+        Resolved path to the name of its split, ``train`` where only others are named. Empty where the folder above is
+        no data set, or one without splits.
+    """
+    root = Path(folder).resolve().parent
+    try:
+        is_declared = (root / "dataset.json").is_file()
+        cases = _read_dataset_json(root).cases if is_declared else _undeclared_cases(root)[0]
+    except BadInputError:
+        return {}
+    if not any(case.split for case in cases):
+        return {}
+    return {case.label.resolve(): case.split or "train" for case in cases if case.label is not None}
+
+
+def _undeclared_cases(root: Path) -> tuple[list[Case], Literal["metadata", "plain"]]:
+    """Cases of a folder without ``dataset.json``."""
+    metadata = [root / name for name in ("metadata.csv", "metadata.jsonl") if (root / name).is_file()]
+    if len(metadata) > 1:
+        raise BadInputError(f"{root}: expected metadata.csv or metadata.jsonl, got both. Remove one of them.")
+    if not metadata and not (root / "images").is_dir():
+        raise BadInputError(
+            f"{root}: expected dataset.json (MSD, nnU-Net), metadata.csv, metadata.jsonl, or images/ and labels/, "
+            f"got {_listing(root)}. Point at the folder that holds one of them."
+        )
+    cases = _metadata_cases(metadata[0]) if metadata else _plain_cases(root)
+    cases = _with_listed_splits(root, _checked_names(cases, metadata[0] if metadata else root))
+    return cases, "metadata" if metadata else "plain"
 
 
 def read_labels(folder: str | Path) -> list[tuple[str, Path]]:

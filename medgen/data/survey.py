@@ -78,7 +78,7 @@ def scan_classes(root: Path, cases: Iterable[Case]) -> dict[int, str]:
     Raises:
         BadInputError: If the values leave gaps, or are so many that they cannot be classes.
     """
-    values: set[int] = {0}
+    values: dict[int, Path | None] = {0: None}  # with the first file that has it
     for case in cases:
         try:
             found = set() if case.label is None else set(np.unique(read_label(case.label)[0].numpy()).tolist())
@@ -89,10 +89,12 @@ def scan_classes(root: Path, cases: Iterable[Case]) -> dict[int, str]:
                 f"{case.label}: expected at most {_MOST_UNDECLARED_CLASSES} classes, got {len(found)} values. "
                 "Is it an image, or a map of instances? Give class indices, or declare the classes in classes.json."
             )
-        values |= found
-    if sorted(values) != list(range(len(values))):
+        values = {**dict.fromkeys(found, case.label), **values}
+    beyond = [value for place, value in enumerate(sorted(values)) if value != place]
+    if beyond:
         raise BadInputError(
-            f"{root}: expected label values 0, 1, 2, ... without gaps, got {sorted(values)}. "
+            f"{root}: expected label values 0, 1, 2, ... without gaps, got {sorted(values)}; {values[beyond[0]]} has "
+            f"{beyond[0]}. "
             "Renumber the label maps, or declare unused classes in classes.json."
         )
     return {value: "background" if value == 0 else f"class_{value}" for value in sorted(values)}

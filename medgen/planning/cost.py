@@ -1,17 +1,21 @@
-"""What a stage of a plan costs, from a network without numbers in it, so that nothing is computed."""
+"""What a plan costs: each stage, from a network without numbers in it, so that nothing is computed; and the disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from medgen.data.case import Case
+from medgen.data.geometry import place
+from medgen.data.io import read_grid
 from medgen.planning.plan import AutoencoderPlan, Plan, StageName, network_arguments
-from medgen.types import Shape
+from medgen.types import BadInputError, Shape
 
 # Weights, gradient, two moments of AdamW and the moving average, in float32.
 BYTES_PER_PARAMETER = 20
@@ -89,6 +93,39 @@ def step_operations(plan: Plan, stage: StageName) -> float:
         Operations of all processes together.
     """
     return float(TRAINING_PASSES * stage_cost(plan, stage).operations * getattr(plan, stage).batch_size)
+
+
+def cache_bytes(plan: Plan, train: Iterable[Case], val: Iterable[Case]) -> int:
+    """Size of the cache of a run: its scans on the model's grid, and the versions of them that the denoisers see.
+
+    Args:
+        plan: The plan.
+        train: Scans for training; of each only the header is read. Those with a damaged one do not count.
+        val: Scans for validation, of which one version is kept.
+
+    Returns:
+        Bytes, without the headers of the files.
+    """
+    pixels = len(plan.channel_names)
+    # Numbers per voxel of a scan: float16 is 2 bytes; label and field of view take 1 byte each.
+    latents = plan.autoencoder.latent_channels / plan.compression**plan.spatial_dims if plan.autoencoder else pixels
+    versions = [(plan.denoiser.variants, latents)]
+    if plan.label is not None:
+        versions.append((plan.label.variants, len(plan.class_names) / plan.label_stride**plan.spatial_dims))
+    total = 0.0
+    for cases, is_train in ((train, True), (val, False)):
+        for case in cases:
+            try:
+                grid = read_grid(case.images[0])
+            except BadInputError:
+                continue
+            shape = place(
+                grid, spacing=plan.spacing, orientation=plan.orientation, min_size=plan.size, divisor=plan.divisor
+            ).shape
+            crop = prod(min(have, most) for have, most in zip(shape, plan.size, strict=True))
+            total += prod(shape) * (2 * pixels + 2)
+            total += sum((count if is_train else 1) * crop * (2 * numbers + 2) for count, numbers in versions)
+    return round(total)
 
 
 def build_network(stage: StageName, arguments: Mapping[str, Any]) -> torch.nn.Module:

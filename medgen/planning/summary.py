@@ -17,6 +17,7 @@ from medgen.planning.cost import (
     BYTES_PER_PARAMETER,
     TRAINING_PASSES,
     build_network,
+    cache_bytes,
     example_inputs,
     stage_cost,
     step_operations,
@@ -141,6 +142,8 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
     lines += [
         f"{'all':<12}{'':>28}{memory:>7.1f} GB{_duration(seconds):>12}",
         "",
+        f"Disk: {_size(cache_bytes(plan, train, val))} of scans and latents, made ready for training once, in the "
+        "subfolder cache/ of the run; it may be deleted afterwards.",
         "Time: operations of the networks, at the speed of two training steps that were just timed on this machine; "
         "reading, encoding and validation come on top.",
         "Memory: weights, optimizer and what the backward pass keeps, in float32; bfloat16 needs less.",
@@ -178,6 +181,10 @@ def _measured_throughput(plan: Plan, stage: StageName, device: str) -> float:
     # The first step also prepares kernels.
     fastest = min(late - early for early, late in pairwise(marks))
     return TRAINING_PASSES * operations * batch / fastest
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -143,10 +143,14 @@ def generate_labels(
     for item in group:
         if item.spec.index in done:
             continue
-        wanted = "every constant class" if required else "a class"
+        names = ", ".join(config.class_names[values[index]] for index in sorted(required))
+        wanted = f"the classes that all training scans have ({names})" if required else "a class"
+        steps = config.training.get("steps", {}).get("label")
+        trained = f", trained for {steps} steps" if steps else ""
         error = BadInputError(
-            f"{item.spec.case}: expected a label map with {wanted}, in no more parts than real ones, within "
-            f"{MAX_ATTEMPTS} draws, got none. Train the stage 'label' for longer, or use label_source 'deform'."
+            f"{item.spec.case}: expected a label map with {wanted}, in no more parts than real ones, got none in "
+            f"{MAX_ATTEMPTS} draws of the model's own label generator{trained}. Train the stage 'label' for longer, or "
+            "give label maps with --labels FOLDER."
         )
         if on_reject is None:
             raise error

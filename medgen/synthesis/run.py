@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tqdm import tqdm
 
-from medgen.data.dataset import Rejection
+from medgen.data.case import TRAIN_SPLITS
+from medgen.data.dataset import Rejection, label_splits
 from medgen.generator import Generator, GeneratorConfig
 from medgen.precision import Precision, resolve_precision
 from medgen.provenance import (
@@ -27,7 +29,7 @@ from medgen.provenance import (
 from medgen.synthesis.folder import open_folder, read_done, write_sample
 from medgen.synthesis.labels import prepare
 from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
-from medgen.synthesis.plan import LabelSource, SampleSpec, SamplingSettings, find_labels, plan_samples
+from medgen.synthesis.plan import LabelFile, LabelSource, SampleSpec, SamplingSettings, find_labels, plan_samples
 from medgen.synthesis.processes import Alone, join_processes, threads
 from medgen.synthesis.replay import Batch, read_replay, refuse_other_arguments
 from medgen.synthesis.sampling import check_settings, sample_batch
@@ -69,7 +71,7 @@ def synthesize(
         output: Folder to write; new, empty, or of the same run. A replay may leave it out: it then goes beside the
             manifest's folder, with `_replay` added to the name.
         model: Folder of a trained model or of a training run, name of an embedded model, or Hub id.
-        labels: Folder of label maps to make scans for.
+        labels: Folder of label maps to make scans for; all in it are used, whatever split they belong to.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
             the model; by default 'files' if a folder is given, else 'generate'. Deformations keep the number of parts
             and holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts
@@ -151,6 +153,8 @@ def synthesize(
             f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, temperature "
             f"{settings.temperature:g}"
         )
+        if job.splits:
+            print(job.splits)
     state.wait_for_everyone()
     _make(output, generator, name, job.batches, state, skip_bad=skip_bad)
     state.wait_for_everyone()
@@ -193,6 +197,7 @@ class _Job:
     identity: dict[str, Any]
     arguments: dict[str, Any]
     rejected: list[Rejection] = field(default_factory=list)
+    splits: str = ""
 
 
 def _plan_job(
@@ -226,7 +231,23 @@ def _plan_job(
             "skip_bad": skip_bad,
         },
         rejected=rejected,
+        splits="" if labels is None else _describe_splits(labels, files),
     )
+
+
+def _describe_splits(folder: Path, files: Sequence[LabelFile]) -> str:
+    """Which splits the label maps are of; nothing where none are named."""
+    splits = label_splits(folder)
+    counts = Counter(splits[path] for path in (file.path.resolve() for file in files) if path in splits)
+    if not counts:
+        return ""
+    held_out = [split for split in counts if split not in TRAIN_SPLITS]
+    warning = (
+        f". Scans made for label maps of {' and '.join(held_out)} must not train what is tested on that split: give a "
+        "folder without these for that"
+    )
+    listing = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    return f"label maps: {listing}{warning if held_out else ''}"
 
 
 def _make(
@@ -243,6 +264,9 @@ def _make(
     done = {record.case for record in records}
     # On a run that goes on elsewhere, another number of threads would round otherwise.
     began_with = records[0].runtime["threads"] if records else torch.get_num_threads()
+    if done and state.is_main_process:
+        wanted = sum(len(batch.wanted) for batch in batches)
+        print(f"{len(done)} of {wanted} scans are already there" + ("; going on" if len(done) < wanted else ""))
     share = batches[state.process_index :: state.num_processes]
     total = sum(len(batch.wanted) for batch in share)
     bar = tqdm(

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medgen.planning import Plan, read_plan, write_plan
+from medgen.data.dataset import Dataset
+from medgen.planning import Plan, check_plan, read_plan, write_plan
 from medgen.provenance import write_text
 from medgen.types import BadInputError
 
@@ -66,17 +67,31 @@ def check_output(folder: Path) -> None:
         )
 
 
-def earlier_plan(folder: Path) -> Plan | None:
+def earlier_plan(folder: Path, dataset: Dataset) -> Plan | None:
     """Plan that a run, or a look at one with `--dry_run`, left in its folder.
 
     Args:
         folder: Run folder.
+        dataset: The scans that it is to be followed on.
 
     Returns:
         The plan, or None where there is none.
+
+    Raises:
+        BadInputError: If the plan does not fit the scans; the message names what differs.
     """
     path = folder / PLAN
-    return read_plan(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    plan = read_plan(path)
+    try:
+        check_plan(plan, dataset)
+    except BadInputError as error:
+        raise BadInputError(
+            f"{path}: expected the plan that lies in the output folder to fit {dataset.root}, got one of other data, "
+            f"or an edited one ({str(error).partition('. ')[0]}). For other data choose another --output."
+        ) from error
+    return plan
 
 
 def learned_settings(plan: Plan) -> dict[str, Any]:
@@ -134,8 +149,9 @@ def claim_folder(folder: Path, plan: Plan, identity: Mapping[str, Any]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    if earlier_plan(folder) != plan:
-        write_plan(plan, folder / PLAN)
+    path = folder / PLAN
+    if not path.is_file() or read_plan(path) != plan:
+        write_plan(plan, path)
 
 
 def record_run(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -179,7 +195,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> bool:
     # A setting that was not free when the run began is so now.
     before = {key: value for key, value in before.items() if not _is_free(key)}
     changes = [
-        f"{key} is {now.get(key, 'absent')}, was {before.get(key, 'absent')}"
+        _change(key, before, now)
         for key in sorted(before.keys() | now.keys())
         if before.get(key, ...) != now.get(key, ...)
     ]
@@ -189,6 +205,15 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> bool:
             "--output to start over with it, or put back what differs to go on here."
         )
     return True
+
+
+def _change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, in words; of scans there are only digests, which say nothing to people."""
+    if key.startswith("data."):
+        part, case = key.removeprefix("data.").split(".", 1)
+        state = "is new" if key not in before else "is gone" if key not in now else "has changed"
+        return f"{part} {case} {state}"
+    return f"{key} is {now.get(key, 'absent')}, was {before.get(key, 'absent')}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -146,6 +146,8 @@ def run_stage(
     (folder / "samples").mkdir(exist_ok=True)
     writer = None
     if main:
+        if start:
+            print(f"stage {stage.name}: goes on after step {start} of {stage.steps}")
         _truncate_log(log_path, start)
         # Steps count from 1: what was logged at `start` is in the checkpoint and stays.
         writer = SummaryWriter(folder / "logs" / "tensorboard" / stage.name, purge_step=start + 1)

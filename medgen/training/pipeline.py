@@ -25,8 +25,7 @@ from medgen.planning import (
     network_arguments,
     summarize_plan,
 )
-from medgen.planning.machine import world_size
-from medgen.precision import autocast, resolve_device, resolve_precision
+from medgen.precision import autocast, resolve_precision
 from medgen.provenance import write_text
 from medgen.seeding import derive_seed
 from medgen.training.autoencoder import AutoencoderStage
@@ -46,6 +45,7 @@ from medgen.training.folder import (
 )
 from medgen.training.loop import finished, load_averaged, run_stage
 from medgen.training.preview import preview_images, preview_labels
+from medgen.training.processes import check_batches, choose_accelerator
 from medgen.types import BadInputError
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
@@ -73,7 +73,8 @@ def train(
         data: Folder of scans: MSD or nnU-Net `dataset.json`, `metadata.csv|jsonl`, or `images/` and `labels/`.
         output: Folder of the run. The model lies in its subfolder `model/`, which alone is to be shared: the run keeps
             copies and pictures of real scans too.
-        plan: What to train and how; None plans from the data.
+        plan: Plan to follow, as `plan.yaml` of another run; by default `plan.yaml` in the output folder, or else one
+            that is made from the data.
         stages: Which stages to run; what a stage needs from an earlier one must be there.
         max_steps: Cap on the steps of each stage, for a quick trial.
         dry_run: Show plan, parameters, memory and time, write the plan to `plan.yaml` in the output folder, and stop.
@@ -91,13 +92,13 @@ def train(
     folder = Path(output)
     check_output(folder)
     dataset = read_dataset(data)
-    plan = plan or earlier_plan(folder) or make_plan(dataset, device=device)
+    plan = plan or earlier_plan(folder, dataset) or make_plan(dataset, device=device)
     check_plan(plan, dataset)
     if dry_run:
         print(summarize_plan(_cap(plan, max_steps), dataset, device=device, seed=seed))
         show_plan(folder, plan)
         return folder
-    _check_batches(plan, stages)
+    check_batches(plan, stages)
     accelerator = choose_accelerator(device)
     run = _Run(dataset, plan, folder, accelerator, max_steps=max_steps, skip_bad=skip_bad, seed=seed)
     if "autoencoder" in stages:
@@ -107,56 +108,17 @@ def train(
     if "label" in stages:
         run.train_label()
     if accelerator.is_main_process:
-        print(_next_step(folder, data))
+        print(_next_step(folder, dataset))
     return folder
 
 
-def choose_accelerator(device: str) -> Accelerator:
-    """The device or devices to train on.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or any torch device.
-
-    Returns:
-        What knows device and processes.
-
-    Raises:
-        BadInputError: If the device is not there, or is not one that Accelerate can be told to take.
-    """
-    chosen, processes = resolve_device(device), world_size()
-    if chosen.index is not None and processes > 1:
-        raise BadInputError(
-            f"device: expected {chosen.type!r} or 'auto' for {processes} processes, which take one device each, got "
-            f"{device!r}. Choose the devices with CUDA_VISIBLE_DEVICES."
-        )
-    if chosen.type == "cuda" and chosen.index is not None:
-        torch.cuda.set_device(chosen)  # the one that Accelerate then takes
-    accelerator = Accelerator(cpu=chosen.type == "cpu")
-    if accelerator.device.type != chosen.type:
-        raise BadInputError(
-            f"device: expected {accelerator.device.type!r}, which Accelerate takes here, got {device!r}. "
-            "Give that, or start a new process."
-        )
-    return accelerator
-
-
-def _check_batches(plan: Plan, stages: Sequence[StageName]) -> None:
-    processes = world_size()
-    for stage in stages:
-        own = getattr(plan, stage)
-        if own is not None and own.batch_size % processes:
-            fitting = -(-own.batch_size // processes) * processes
-            raise BadInputError(
-                f"{stage}.batch_size: expected a number that {processes} processes can share, got {own.batch_size}. "
-                f"Set it to {fitting} in the plan, or start another number of processes."
-            )
-
-
-def _next_step(folder: Path, data: Path) -> str:
+def _next_step(folder: Path, dataset: Dataset) -> str:
     model = model_folder(folder)
     if not (model / "generator.json").is_file():
-        return f"no model yet. Next: medgen train --data {data} --output {folder}"
-    labels = "" if Generator.from_pretrained(model).label_denoiser else " --labels FOLDER_OF_LABEL_MAPS"
+        return f"no model yet. Next: medgen train --data {dataset.root} --output {folder}"
+    labels = ""
+    if Generator.from_pretrained(model).label_denoiser is None:
+        labels = f" --labels {next(case.label.parent for case in dataset.cases if case.label is not None)}"
     return f"the model is in {model}. Next: medgen synthesize --model {folder}{labels} --output synthetic"
 
 
@@ -244,10 +206,16 @@ class _Run:
             validate_every=self.plan.validate_every,
         )
 
+    def _is_done(self, stage: StageName, steps: int) -> bool:
+        done = finished(self.folder, stage, steps)
+        if done and self.accelerator.is_main_process:
+            print(f"stage {stage}: all {steps} steps are already done")
+        return done
+
     def train_autoencoder(self) -> None:
         """Stage `autoencoder`; its result is its last checkpoint."""
         plan = self.plan.autoencoder
-        if plan is None or finished(self.folder, "autoencoder", plan.steps):
+        if plan is None or self._is_done("autoencoder", plan.steps):
             return
         stage = AutoencoderStage(
             self._build(Autoencoder, "autoencoder"),
@@ -346,7 +314,7 @@ class _Run:
     def train_denoiser(self) -> None:
         """Stage `denoiser`; the run folder has a usable model from its first validation on."""
         plan = self.plan.denoiser
-        if finished(self.folder, "denoiser", plan.steps) and self._has_model():
+        if self._has_model() and self._is_done("denoiser", plan.steps):
             self._renew_defaults(plan)
             return
         denoiser = self._build(Denoiser, "denoiser")
@@ -373,7 +341,7 @@ class _Run:
             return
         self._require("denoiser", self.plan.denoiser.steps)
         generator = Generator.from_pretrained(model_folder(self.folder), device=self.accelerator.device)
-        if generator.label_denoiser is not None and finished(self.folder, "label", plan.steps):
+        if generator.label_denoiser is not None and self._is_done("label", plan.steps):
             return
         generator.config.label_objective = plan.objective
         generator.config.label_stride = self.plan.label_stride

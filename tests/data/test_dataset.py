@@ -17,6 +17,7 @@ from PIL import Image
 
 from medgen.data.dataset import (
     Dataset,
+    label_splits,
     load_case,
     load_cases,
     load_label,
@@ -511,7 +512,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
             png(root / "images/a.png", scan(0, (8, 9)).astype(np.uint8)),
             png(root / "labels/a.png", np.minimum(labels((8, 9)), 1) * np.uint8(255)),
         ),
-        r"without gaps, got \[0, 255\]",
+        r"without gaps, got \[0, 255\]; .*a\.png has 255",
     ),
 }
 
@@ -595,3 +596,15 @@ def test_a_real_set_is_read_with_its_counts_and_loads(name: str) -> None:
     if name == "cxr_text":
         assert Counter(case.label is None for case in dataset.cases) == {True: 155, False: 104}
         assert all(case.text for case in dataset.cases)
+
+
+def test_label_maps_know_the_split_that_the_data_set_around_them_names(tmp_path: Path) -> None:
+    root = nnunet_v2(tmp_path)
+    labels = sorted((root / "labelsTr").iterdir())
+    assert label_splits(root / "labelsTr") == {}
+    assert label_splits(root / "labelsTr" / "absent") == {}
+    (root / "val.txt").write_text(f"{labels[0].name}\n")
+    splits = label_splits(root / "labelsTr")
+    assert splits.pop(labels[0].resolve()) == "val"
+    assert splits
+    assert set(splits.values()) == {"train"}

@@ -89,6 +89,18 @@ def test_the_saved_arguments_are_a_config_that_gives_the_same_scans(
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("val", ["", "case_0\ncase_2\n"])
+def test_the_split_of_label_maps_is_told_where_there_is_one(
+    val: str, model_3d: Path, labels_3d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(labels_3d, tmp_path / "images")
+    (tmp_path / "val.txt").write_text(val)
+    synthesize(tmp_path / "out", model=str(model_3d), labels=labels_3d, num_samples=1, **FAST)
+    text = capsys.readouterr().out
+    assert ("label maps: 2 of val, 1 of train. Scans made for label maps of val must not train" in text) == bool(val)
+    assert ("label maps" in text) == bool(val)
+
+
 def test_generated_labels_lie_in_a_field_of_view_of_the_training_set(model_3d: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     synthesize(out, model=str(model_3d), num_samples=4, **FAST)
@@ -163,7 +175,9 @@ def test_pictures_are_written_as_png_of_the_training_sets_kind(
     assert (tmp_path / "out" / "contact_sheet.png").exists()
 
 
-def test_a_killed_run_continues_to_the_same_voxels(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_voxels(
+    model_3d: Path, labels_3d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = {"model": str(model_3d), "labels": labels_3d, "num_samples": 8, "batch_size": 3, **FAST}
     arguments["num_inference_steps"] = 25
@@ -184,7 +198,9 @@ def test_a_killed_run_continues_to_the_same_voxels(model_3d: Path, labels_3d: Pa
     (cut / "imagesTr" / ".synthetic_00007_0000.nii.gz.99.partial").write_bytes(b"half")
     with (cut / "manifest.jsonl").open("a") as manifest:
         manifest.write('{"case": "synthetic_00007", "ind')
+    assert "already there" not in capsys.readouterr().out
     again = synthesize(cut, **arguments)
+    assert f"{len(finished)} of 8 scans are already there; going on\n" in capsys.readouterr().out
     assert [record.image_sha256 for record in again] == [
         r.image_sha256 for r in read_manifest(whole / "manifest.jsonl")
     ]
@@ -403,11 +419,11 @@ def test_a_sample_without_an_acceptable_label_is_left_out_when_asked(
     monkeypatch.setattr("medgen.synthesis.labels.MAX_ATTEMPTS", 1)
     make_generator(2, constant_classes=(1, 2), max_parts=1).save_pretrained(tmp_path / "m")
     arguments = {"model": str(tmp_path / "m"), "num_samples": 8, **FAST}
-    with pytest.raises(BadInputError, match="within 1 draws, got none"):
+    with pytest.raises(BadInputError, match="got none in 1 draws"):
         synthesize(tmp_path / "strict", **arguments)
     records = synthesize(tmp_path / "out", skip_bad=True, **arguments)
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert all("within 1 draws, got none" in item["reason"] for item in rejected)
+    assert all("got none in 1 draws" in item["reason"] for item in rejected)
     made, left_out = {record.case for record in records}, {item["case"] for item in rejected}
     assert made
     assert left_out

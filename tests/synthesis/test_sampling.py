@@ -151,10 +151,15 @@ def test_a_class_that_always_occurs_is_drawn_again_until_it_does(make_generator:
 
 
 def test_labels_that_are_always_empty_end_in_a_clear_error(make_generator: Callable[..., Generator]) -> None:
-    generator = make_generator(2)
+    generator = make_generator(2, training={"steps": {"denoiser": 9, "label": 2}})
     for channel in (1, 2):
         shift_distance(generator, channel, 100.0)
-    with pytest.raises(BadInputError, match=r"synthetic_00000: expected a label map with .* within 20 draws, got none"):
+    message = (
+        r"synthetic_00000: expected a label map with the classes that all training scans have \(head\), in no more "
+        r"parts than real ones, got none in 20 draws of the model's own label generator, trained for 2 steps\. Train "
+        r"the stage 'label' for longer, or give label maps with --labels FOLDER\."
+    )
+    with pytest.raises(BadInputError, match=message):
         next(iter_samples(generator, plan_samples(1), SETTINGS))
 
 

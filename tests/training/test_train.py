@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medgen.generator import Generator
-from medgen.planning import AutoencoderPlan, DenoiserPlan, LabelPlan, Plan, write_plan
+from medgen.planning import write_plan
 from medgen.training import train
 from medgen.training.loop import learning_rate, sample_index
 from medgen.types import BadInputError
@@ -55,44 +55,6 @@ def make_folder(folder: Path, spatial_dims: int, count: int = 6) -> Path:
     return folder
 
 
-SMALL = {
-    "channels": (8, 16),
-    "attention_levels": (False, True),
-    "num_res_blocks": 1,
-    "num_head_channels": 8,
-    "mask_channels": 4,
-    "batch_size": 2,
-    "steps": 8,
-    "variants": 2,
-}
-
-
-def tiny_plan(spatial_dims: int, **changes) -> Plan:
-    values = {
-        "name": "tiny",
-        "spatial_dims": spatial_dims,
-        "channel_names": {0: "MR"},
-        "class_names": {0: "background", 1: "ball"},
-        "size": (16,) * spatial_dims,
-        "image_dtype": "uint8",
-        "autoencoder": AutoencoderPlan(
-            channels=(8, 8),
-            latent_channels=2,
-            patch_size=(16,) * spatial_dims,
-            batch_size=2,
-            steps=8,
-            adversarial_start=4,
-            discriminator_channels=4,
-        ),
-        "denoiser": DenoiserPlan(**SMALL),
-        "label": LabelPlan(**SMALL),
-        "precision": "fp32",
-        "validate_every": 4,
-        "checkpoint_every": 3,
-    }
-    return Plan(**(values | changes))
-
-
 def losses(folder: Path, stage: str) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "logs" / f"{stage}.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
@@ -118,7 +80,7 @@ def launch(data: Path, output: Path, plan: Path, *, processes: int = 1) -> list[
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_a_folder_becomes_a_model_with_logs_and_pictures(tmp_path, spatial_dims):
+def test_a_folder_becomes_a_model_with_logs_and_pictures(tmp_path, spatial_dims, tiny_plan):
     output = train(make_folder(tmp_path / "data", spatial_dims), tmp_path / "run", plan=tiny_plan(spatial_dims))
     generator = Generator.from_pretrained(output)
     assert generator.label_denoiser is not None
@@ -132,7 +94,7 @@ def test_a_folder_becomes_a_model_with_logs_and_pictures(tmp_path, spatial_dims)
     assert latents.shape[1:] == generator.latent_shape(generator.config.size)
 
 
-def test_latents_of_the_training_set_have_unit_variance(tmp_path):
+def test_latents_of_the_training_set_have_unit_variance(tmp_path, tiny_plan):
     output = train(make_folder(tmp_path / "data", 2), tmp_path / "run", plan=tiny_plan(2, label=None))
     files = sorted((output / "cache").glob("denoiser-*/*.safetensors"))
     train_rows = [load_file(file)["x"] for file in files if len(load_file(file)["x"]) == 2]
@@ -141,7 +103,7 @@ def test_latents_of_the_training_set_have_unit_variance(tmp_path):
     torch.testing.assert_close(latents.mean(1), torch.zeros(2), rtol=0, atol=0.02)
 
 
-def test_a_killed_run_ends_with_the_same_losses_as_one_left_alone(tmp_path):
+def test_a_killed_run_ends_with_the_same_losses_as_one_left_alone(tmp_path, tiny_plan):
     data = make_folder(tmp_path / "data", 2)
     plan = tmp_path / "plan.yaml"
     write_plan(tiny_plan(2, label=None), plan)
@@ -170,10 +132,9 @@ def start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_a_kill_while_the_label_generator_is_added_leaves_a_model_that_loads(tmp_path):
+def test_a_kill_while_the_label_generator_is_added_leaves_a_model_that_loads(tmp_path, tiny_plan):
     data, output, plan = make_folder(tmp_path / "data", 2), tmp_path / "run", tmp_path / "plan.yaml"
-    long = LabelPlan(**SMALL | {"steps": 400})
-    write_plan(tiny_plan(2, autoencoder=None, label=long, validate_every=2, checkpoint_every=1), plan)
+    write_plan(tiny_plan(2, autoencoder=None, label={"steps": 400}, validate_every=2, checkpoint_every=1), plan)
     for _ in range(2):  # the second kill also hits a model that has a label generator already
         process = start(launch(data, output, plan))
         log, before = output / "logs" / "label.jsonl", -1
@@ -189,10 +150,9 @@ def test_a_kill_while_the_label_generator_is_added_leaves_a_model_that_loads(tmp
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits the files of another process")
-def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path, tiny_plan):
     data, output, plan = make_folder(tmp_path / "data", 2), tmp_path / "run", tmp_path / "plan.yaml"
-    long = DenoiserPlan(**SMALL | {"steps": 400})
-    write_plan(tiny_plan(2, autoencoder=None, denoiser=long, label=None, validate_every=400), plan)
+    write_plan(tiny_plan(2, autoencoder=None, denoiser={"steps": 400}, label=None, validate_every=400), plan)
     process = subprocess.Popen(launch(data, output, plan), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = output / "checkpoints" / "denoiser" / "step_00000003.safetensors"
     while process.poll() is None and not first.exists():
@@ -209,7 +169,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
     assert all(path.name.startswith("step_") and load_file(path) for path in left)
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
+def test_two_processes_learn_what_one_learns(tmp_path, tiny_plan):
     data = make_folder(tmp_path / "data", 2)
     plan = tmp_path / "plan.yaml"
     write_plan(tiny_plan(2, label=None), plan)
@@ -234,7 +194,7 @@ def test_the_learning_rate_warms_up_and_falls_to_two_percent():
     assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
 
 
-def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path):
+def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path, tiny_plan):
     data = make_folder(tmp_path / "data", 2)
     Image.fromarray(np.full((16, 16), 9, np.uint8)).save(data / "images" / "case_1.png")
     with pytest.raises(BadInputError, match=r"case_1\.png: expected .*"):
@@ -246,7 +206,7 @@ def test_unusable_scans_are_named_or_skipped_and_listed(tmp_path):
     assert Generator.from_pretrained(output).config.training["training_cases"] == 3
 
 
-def test_bad_validation_scans_alone_do_not_stop_a_run_that_skips_bad_ones(tmp_path):
+def test_bad_validation_scans_alone_do_not_stop_a_run_that_skips_bad_ones(tmp_path, tiny_plan):
     data = make_folder(tmp_path / "data", 2)
     for case in (4, 5):  # all of the validation split
         Image.fromarray(np.full((16, 16), 9, np.uint8)).save(data / "images" / f"case_{case}.png")
@@ -261,7 +221,7 @@ def test_bad_validation_scans_alone_do_not_stop_a_run_that_skips_bad_ones(tmp_pa
         train(data, tmp_path / "none", plan=tiny_plan(2, label=None), max_steps=1, skip_bad=True)
 
 
-def test_a_dry_run_shows_the_split_of_labelled_scans_that_training_takes(tmp_path, capsys):
+def test_a_dry_run_shows_the_split_of_labelled_scans_that_training_takes(tmp_path, capsys, tiny_plan):
     data = make_folder(tmp_path / "data", 2, count=14)
     rows = [row.split(",") for row in (data / "metadata.csv").read_text().splitlines()[1:]]
     # No split is given, every other scan has no label, and patients differ in their number of scans.
@@ -283,7 +243,7 @@ def test_a_dry_run_shows_the_split_of_labelled_scans_that_training_takes(tmp_pat
     assert len(seen) > 1  # or the seed would not have mattered
 
 
-def test_a_resumed_run_keeps_every_point_of_its_curves(tmp_path):
+def test_a_resumed_run_keeps_every_point_of_its_curves(tmp_path, tiny_plan):
     data, plan = make_folder(tmp_path / "data", 2), tiny_plan(2, label=None, autoencoder=None)
     train(data, tmp_path / "run", plan=plan)
     (tmp_path / "run" / "checkpoints" / "denoiser" / "step_00000008.safetensors").unlink()  # as if killed before it
@@ -293,7 +253,7 @@ def test_a_resumed_run_keeps_every_point_of_its_curves(tmp_path):
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 
-def test_a_plan_with_a_spacing_refuses_scans_that_state_none(tmp_path):
+def test_a_plan_with_a_spacing_refuses_scans_that_state_none(tmp_path, tiny_plan):
     data = make_folder(tmp_path / "data", 2)
     with pytest.raises(BadInputError, match=r"case_0\.png: expected a scan that states its voxel size"):
         train(data, tmp_path / "run", plan=tiny_plan(2, label=None, spacing=(1.0, 1.0)), max_steps=1)
