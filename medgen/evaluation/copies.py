@@ -12,6 +12,7 @@ from medgen.evaluation.scans import Scans, normalize, read_scan
 from medgen.evaluation.split import Split
 from medgen.metrics.authenticity import auth_pct, c_t
 from medgen.metrics.copies import CopySearch, find_copies
+from medgen.metrics.matching import closest
 from medgen.metrics.pose import apply_pose, summarize_pose
 from medgen.pictures import strip
 from medgen.seeding import derive_seed
@@ -24,12 +25,12 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 
 def find(real: Scans, synthetic: Scans, split: Split, seed: int) -> tuple[dict[str, Any], CopySearch]:
-    """Search the training scans for each synthetic scan.
+    """Search the training scans for each synthetic scan, and the held-out ones apart, by the same threshold.
 
     Args:
         real: The measured real scans.
         synthetic: The measured synthetic scans.
-        split: Of the real scans; only training scans can have been copied.
+        split: Of the real scans; without one, all of them are searched as training scans.
         seed: Of the cells of C_T.
 
     Returns:
@@ -57,6 +58,8 @@ def find(real: Scans, synthetic: Scans, split: Split, seed: int) -> tuple[dict[s
         "cases": [synthetic.cases[row].case for row in torch.nonzero(search.is_copy).flatten().tolist()],
         "threshold": search.threshold,
         "expected_false_alarms": FALSE_ALARMS * len(synthetic.cases),
+        "searched": len(split.train),
+        "held_out": _held_out(real, synthetic, split, search.threshold),
         "auth_pct": float(auth_pct(features[0], features[1])),
         "c_t": copied,
         "nearest_ratio": quantiles.tolist(),
@@ -74,6 +77,31 @@ def find(real: Scans, synthetic: Scans, split: Split, seed: int) -> tuple[dict[s
         "warnings": [str(item.message) for item in caught],
     }
     return section, search
+
+
+def _held_out(real: Scans, synthetic: Scans, split: Split, threshold: float) -> dict[str, Any] | None:
+    """Synthetic scans that look like copies of scans that are in no training part; None where there are none."""
+    trained = set(split.train)
+    rows = [row for row in range(len(real.cases)) if row not in trained]
+    if not rows:
+        return None
+    matches = closest(synthetic.descriptors.float(), real.descriptors[rows].float())
+    found = torch.nonzero(matches.similarity > threshold).flatten().tolist()
+    # The closest of more scans exceeds the threshold more often by chance.
+    alarms = FALSE_ALARMS * len(synthetic.cases) * len(rows) / len(split.train)
+    return {
+        "searched": len(rows),
+        "copies": len(found),
+        "expected_false_alarms": alarms,
+        "pairs": [
+            {
+                "synthetic": synthetic.cases[row].case,
+                "real": real.cases[rows[int(matches.index[row])]].case,
+                "similarity": float(matches.similarity[row]),
+            }
+            for row in sorted(found, key=lambda row: -float(matches.similarity[row]))
+        ],
+    }
 
 
 def gallery(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from medgen.evaluation.scans import Scans, normalize, read_scan
 from medgen.metrics import ms_ssim, num_scales
 from medgen.seeding import stream
+from medgen.threads import side_by_side
 
 
 def diversity(real: Scans, synthetic: Scans, num_pairs: int, seed: int) -> dict[str, Any]:
@@ -74,12 +75,15 @@ def _similarity(
         first, second = sorted(draw(groups[turn % len(groups)], 2, seed, name, turn))
         pairs[first, second] = None
         turn += 1
-    values = []
-    for pair in tqdm(pairs, desc=f"MS-SSIM, {name}", unit="pair"):
+
+    def similarity(pair: tuple[int, int]) -> float:
         cases = [scans.cases[index] for index in pair]
         x, y = (normalize(read_scan(case, scans.dataset)[0], case, scans.dataset) for case in cases)
         box = [min(sizes) for sizes in zip(x.shape[1:], y.shape[1:], strict=True)]
-        values.append(ms_ssim(_center(x, box)[None], _center(y, box)[None], scales=scales).item())
+        return ms_ssim(_center(x, box)[None], _center(y, box)[None], scales=scales).item()
+
+    with side_by_side() as pool:
+        values = list(tqdm(pool.map(similarity, pairs), desc=f"MS-SSIM, {name}", total=len(pairs), unit="pair"))
     return {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "pairs": len(values)}
 
 

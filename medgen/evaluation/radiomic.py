@@ -14,11 +14,14 @@ from medgen.evaluation.scans import Region, Scans
 from medgen.evaluation.split import Split
 from medgen.metrics.protocols import PROTOCOLS
 from medgen.metrics.radiomic_distance import RadiomicDistance
+from medgen.metrics.resampling import group_rows, relabel
+from medgen.seeding import stream
 from medgen.types import BadInputError
 
 _SHOWN = 10  # features that differ most
 _ALIKE = 0.95  # correlation from which on a feature tells what one before it told
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_RELABELINGS = 199
+_ALPHA = 0.05
 
 
 def column_names(protocol: str, scans: Scans) -> tuple[str, ...]:
@@ -73,6 +76,7 @@ def radiomic_distances(
             made, val = draw(made, size, seed, name, "synthetic"), draw(val, size, seed, name, "val")
             train, val_of_floor = draw(train, size, seed, name, "train"), draw(val_of_floor, size, seed, name, "val")
         value = _plain(_distance(protocol, (real, val), (synthetic, made), columns, seed))
+        patients = [len({scans.groups[row] for row in rows}) for scans, rows in ((real, val), (synthetic, made))]
         floor = None
         if halved:
             whole = _plain(_distance(protocol, (real, val_of_floor), (real, train), columns, seed))
@@ -90,6 +94,9 @@ def radiomic_distances(
                 )
         found[name] = {
             **value,
+            "groups_real": patients[0],
+            "groups_synthetic": patients[1],
+            "permutations": None if value["p_value"] is None else _RELABELINGS,
             "unit": protocol.unit,
             "floor": floor,
             "excluded": {"real": real.excluded[name], "synthetic": synthetic.excluded[name]},
@@ -98,47 +105,92 @@ def radiomic_distances(
     return found
 
 
-def radiomic_shift(real: Scans, synthetic: Scans, split: Split, protocol: str) -> list[dict[str, Any]]:
-    """The features whose distributions differ most, one of each bunch that goes together.
+def radiomic_shift(real: Scans, synthetic: Scans, split: Split, protocol: str, seed: int) -> dict[str, Any]:
+    """The features whose means differ most, one of each bunch that goes together, and which differ beyond chance.
+
+    Each p-value is the share of relabelings of the scans, whole patients together, in which any feature differs as much
+    as this one does: it is corrected for the number of features (Westfall and Young 1993, max statistic).
 
     Args:
         real: The measured real scans.
         synthetic: The measured synthetic scans.
         split: Of the real scans.
         protocol: Whose features.
+        seed: Of the relabelings.
 
     Returns:
-        Up to ten features with the difference of their means in standard deviations and the quantiles of both sets.
+        `features` that were tested, how many differ `beyond_chance`, `relabelings`, and as `largest` up to ten features
+        with the difference of their means in standard deviations, its p-value, and mean and deviation of both sets.
     """
-    x, y = real.radiomics[protocol][split.val], synthetic.radiomics[protocol]
+    sides = [
+        (scans, [row for row in rows if not np.isnan(scans.radiomics[protocol][row]).all()])
+        for scans, rows in ((real, split.val), (synthetic, range(len(synthetic.cases))))
+    ]
+    x, y = (scans.radiomics[protocol][rows] for scans, rows in sides)
     columns = column_names(protocol, real)
     used = [index for index, name in enumerate(columns) if not name.startswith("diagnostics")]
-    x, y = x[~np.isnan(x).all(axis=1)][:, used], y[~np.isnan(y).all(axis=1)][:, used]
-    defined = ~(np.isnan(x).any(axis=0) | np.isnan(y).any(axis=0))
-    x, y = x[:, defined], y[:, defined]
-    names = [columns[index] for index, keep in zip(used, defined, strict=True) if keep]
-    spread = np.sqrt((x.var(axis=0) + y.var(axis=0)) / 2)
+    defined = [index for index in used if np.isfinite(x[:, index]).all() and np.isfinite(y[:, index]).all()]
+    both = np.concatenate([x, y])[:, defined]
     # A spread of rounding errors is no spread; such columns hold one value.
-    varies = spread > 1e-6 * np.abs(np.concatenate([x, y])).max(axis=0)
-    effect = np.where(varies, (y.mean(axis=0) - x.mean(axis=0)) / np.where(varies, spread, 1), 0.0)
-    residuals = np.concatenate([x - x.mean(axis=0), y - y.mean(axis=0)])
-    directions = residuals / np.maximum(np.linalg.norm(residuals, axis=0), np.finfo(np.float64).tiny)
+    within = np.sqrt((x[:, defined].var(axis=0) + y[:, defined].var(axis=0)) / 2)
+    varies = within > 1e-6 * np.abs(both).max(axis=0)
+    names = [columns[index] for index, keep in zip(defined, varies, strict=True) if keep]
+    both, first = both[:, varies], np.arange(len(both)) < len(x)
+    # In units of each feature, so that sums of squares keep their digits.
+    scaled = (both - both.mean(axis=0)) / both.std(axis=0)
+    effect = _effects(scaled, first[None])[0]
+    groups = [f"{kind} {scans.groups[row]}" for kind, (scans, rows) in zip("rs", sides, strict=True) for row in rows]
+    chance = np.abs(_effects(scaled, _relabeled(groups, len(x), seed))).max(axis=1, initial=0.0)
+    p_values = (1 + (chance[:, None] >= np.abs(effect) * (1 - 1e-9)).sum(axis=0)) / (_RELABELINGS + 1)
+    residuals = np.concatenate([part - part.mean(axis=0) for part in (scaled[first], scaled[~first])])
+    directions = residuals / np.linalg.norm(residuals, axis=0)
     chosen: list[int] = []
     for index in np.argsort(-np.abs(effect), kind="stable").tolist():
         alike = [abs(float(directions[:, index] @ directions[:, other])) for other in chosen]
-        if varies[index] and max(alike, default=0.0) < _ALIKE:
+        if max(alike, default=0.0) < _ALIKE:
             chosen.append(index)
         if len(chosen) == _SHOWN:
             break
-    return [
-        {
-            "feature": names[index],
-            "effect": float(effect[index]),
-            "real": np.quantile(x[:, index], _QUANTILES).tolist(),
-            "synthetic": np.quantile(y[:, index], _QUANTILES).tolist(),
-        }
-        for index in chosen
-    ]
+    return {
+        "features": len(names),
+        "beyond_chance": int((p_values < _ALPHA).sum()),
+        "relabelings": _RELABELINGS,
+        "largest": [
+            {
+                "feature": names[index],
+                "effect": float(effect[index]),
+                "p_value": float(p_values[index]),
+                **{
+                    name: {"mean": float(both[side, index].mean()), "std": float(both[side, index].std())}
+                    for name, side in (("real", first), ("synthetic", ~first))
+                },
+            }
+            for index in chosen
+        ],
+    }
+
+
+def _effects(table: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Mean of the second set less that of the first, in standard deviations within the sets, for each labeling.
+
+    Takes ``(N, F)`` features and ``(L, N)`` labelings, True for the first set; gives ``(L, F)``.
+    """
+    means, variances = [], []
+    for side in (first, ~first):
+        count = side.sum(axis=1, keepdims=True)
+        means.append(side @ table / count)
+        variances.append((side @ table**2 / count - means[-1] ** 2).clip(min=0))
+    spread = np.sqrt((variances[0] + variances[1]) / 2)
+    return (means[1] - means[0]) / np.maximum(spread, 1e-9)
+
+
+def _relabeled(groups: Sequence[str], size: int, seed: int) -> np.ndarray:
+    """Random labelings ``(L, N)`` in which the scans of a patient stay together."""
+    rows = group_rows(groups, len(groups), name="groups")
+    labelings = np.zeros((_RELABELINGS, len(groups)), dtype=bool)
+    for index, labeling in enumerate(labelings):
+        labeling[relabel(rows, size, stream(seed, "radiomic shift", index))[0].numpy()] = True
+    return labelings
 
 
 def _with_features(scans: Scans, rows: list[int], protocol: str, name: str) -> list[int]:
@@ -175,7 +227,7 @@ def _distance(
             [f"real {x.groups[row]}" for row in x_rows],
             [f"{'real' if y is x else 'synthetic'} {y.groups[row]}" for row in y_rows],
         )
-        options = {"groups": groups, "seed": seed}
+        options = {"groups": groups, "permutations": _RELABELINGS, "seed": seed}
     try:
         result: RadiomicDistance = protocol.distance(
             x.radiomics[protocol.name][x_rows], y.radiomics[protocol.name][y_rows], columns, **options
@@ -191,7 +243,4 @@ def _plain(distance: RadiomicDistance) -> dict[str, Any]:
     if not math.isfinite(distance.value):
         content["value"] = None
         content["warnings"].append("the value is minus infinity: the sets are identical, or too few scans vary")
-    if distance.interval is not None and not all(map(math.isfinite, distance.interval)):
-        content["interval"] = None
-        content["warnings"].append("no interval: fewer than three patients or scans in a set")
     return content

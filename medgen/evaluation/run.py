@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +18,12 @@ from medgen.data.case import RGB, Dataset
 from medgen.data.dataset import load_case, read_dataset
 from medgen.evaluation import copies
 from medgen.evaluation.cache import FeatureCache
+from medgen.evaluation.caveats import caveats, differing_names, lift_shared, shared_names
 from medgen.evaluation.diversity import diversity, draw
 from medgen.evaluation.radiomic import radiomic_distances, radiomic_shift
-from medgen.evaluation.scans import Recipe, Region, Scans, cores, measure
-from medgen.evaluation.split import FEW, HALVES, Split, split_real
+from medgen.evaluation.scans import Recipe, Region, Scans, measure
+from medgen.evaluation.segmenter import DivergedError
+from medgen.evaluation.split import Split, split_real
 from medgen.evaluation.utility import measure_utility
 from medgen.metrics import build_extractor, published_name, stamp
 from medgen.metrics.distances import NAMES
@@ -32,6 +35,7 @@ from medgen.provenance import hide_folder, runtime_info, write_text
 from medgen.report.page import write_report
 from medgen.report.rows import all_warnings
 from medgen.report.verdict import verdict
+from medgen.threads import cores, single_threaded
 from medgen.types import BadInputError
 
 _SHOWN = 8  # scans on each contact sheet
@@ -66,9 +70,11 @@ def evaluate(
     scans: the floor that a perfect generator would reach. Where the folder names no validation split, the scans that
     ``medgen train`` with this seed holds out stand for it. If those are fewer than 20, all real scans are taken
     together and floors come from random halves, patient by patient; the report then warns that a generator which was
-    trained on this folder has seen them all, and looks better than it is. Copies are searched among training scans.
+    trained on this folder has seen them all, and looks better than it is. Copies are searched among the training scans,
+    and apart from these among all others.
 
-    What was computed of a scan is kept, so that a run that was stopped goes on from there.
+    What was computed of a scan is kept, so that a run that was stopped goes on from there. What is kept holds small
+    pictures of the scans, and the page shows some real ones: publish neither where the real scans may not be.
 
     Args:
         real: Folder of real scans, in any layout that medgen reads.
@@ -77,10 +83,10 @@ def evaluate(
         extractor: Network that gives the features. All but the first need `weights`; with inception on 2D images the
             Fréchet distance is the FID.
         weights: Local weight file of the extractor; nothing is downloaded.
-        image_size: Edge in pixels of the square that efficientnet-lite0 sees; larger is slower. None: 224 in 2D, 128
+        image_size: Edge in pixels of the square that efficientnet-lite0 sees; larger is slower. By default 224 in 2D, 128
             for slices of volumes. Distances compare only at one size.
         slices_per_plane: Slices of each of the three planes that stand for a volume.
-        protocols: Protocols of the Fréchet radiomic distance; None takes frd-robust. Add frd-v1 or frd-v0 to compare
+        protocols: Protocols of the Fréchet radiomic distance; by default frd-robust. Add frd-v1 or frd-v0 to compare
             with published values.
         region: Take radiomic features of the ``whole`` scan, or of the voxels of its ``label``.
         num_pairs: Random pairs of scans for each MS-SSIM.
@@ -88,8 +94,8 @@ def evaluate(
             validation scans; the first also tells whether synthetic scans show what their labels say. It takes minutes,
             a split of the real scans, and 5 labelled scans of each set; without these the report warns.
         cache: Folder that keeps what was computed of each scan, to be shared by several reports; it holds small
-            pictures of the scans. None keeps it in the output folder.
-        workers: Scans that are read and measured side by side; None takes one per core.
+            pictures of the scans. By default it lies in the output folder.
+        workers: Scans that are read and measured side by side; by default one per core.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
         seed: Chooses subsets, pairs and the scans of the pictures. Without a validation split it is to be the seed of
             the training, as it also finds the scans that were held out there.
@@ -120,30 +126,30 @@ def evaluate(
     if image_size is not None and extractor != "efficientnet-lite0":
         raise BadInputError(f"image_size: expected none with {extractor}, which has one size only, got {image_size}.")
     network = _network(extractor, weights, real_set, slices_per_plane, image_size).to(target)
-    _make_output(output)
-    identity = stamp(network)  # type: ignore[arg-type]
     recipe = Recipe(
         network=network,
-        stamp=identity,
+        stamp=stamp(network),  # type: ignore[arg-type]
         device=target,
         protocols=tuple(chosen),
         region=region,
         cache=FeatureCache(Path(cache) if cache else output / "cache"),
         workers=workers or cores(),
     )
-    scans = {
-        "real": measure(real_set, recipe, "real", skip_bad=skip_bad),
-        "synthetic": measure(synthetic_set, recipe, "synthetic", skip_bad=skip_bad),
-    }
-    split = split_real(scans["real"], seed)
-    report, pictures = _report(scans["real"], scans["synthetic"], split, recipe, num_pairs, seed)
-    if utility:
-        try:
-            report["utility"] = measure_utility(scans["real"], scans["synthetic"], split, device=target, seed=seed)
-            report["warnings"] += report["utility"]["notes"]
-        except (BadInputError, RuntimeError) as error:  # what was measured before is not lost to it
-            report["warnings"].append(str(error) if isinstance(error, BadInputError) else f"Utility: {error}")
-    report["extractor"] = {**identity, "published_name": published_name("frechet", network)}  # type: ignore[arg-type]
+    names, naming = shared_names(real_set, synthetic_set), differing_names(real_set, synthetic_set)
+    for dataset in (real_set, synthetic_set):
+        dataset.class_names = {value: names[value] for value in dataset.class_names}
+    with _made(output):
+        scans = {
+            "real": measure(real_set, recipe, "real", skip_bad=skip_bad),
+            "synthetic": measure(synthetic_set, recipe, "synthetic", skip_bad=skip_bad),
+        }
+        split = split_real(scans["real"], seed)
+        with single_threaded():
+            report, pictures = _report(scans["real"], scans["synthetic"], split, recipe, num_pairs, seed)
+        report["warnings"] += naming
+        if utility:
+            _add_utility(report, scans["real"], scans["synthetic"], split, target, seed)
+    report["extractor"] = {**recipe.stamp, "published_name": published_name("frechet", network)}  # type: ignore[arg-type]
     report["rejected"] = [
         {"set": name, "case": item.case, "reason": hide_folder(item.reason, dataset.root)}
         for name, dataset in (("real", real_set), ("synthetic", synthetic_set))
@@ -158,7 +164,23 @@ def evaluate(
     print(verdict(report).headline)
     print(f"{len(all_warnings(report))} warning(s), {len(report['rejected'])} rejected scan(s)")
     print(f"report: {output / 'index.html'}")
+    print(f"before you publish: the page shows real scans, and {recipe.cache.folder} holds small pictures of them")
     return report
+
+
+def _add_utility(
+    report: dict[str, Any], real: Scans, synthetic: Scans, split: Split, device: torch.device, seed: int
+) -> None:
+    """What the scans are worth for training, or why that is not known; what was measured before is not lost to it."""
+    try:
+        report["utility"] = measure_utility(real, synthetic, split, device=device, seed=seed)
+        report["warnings"] += report["utility"]["notes"]
+    except BadInputError as error:
+        report["utility_missing"] = "refused"
+        report["warnings"].append(str(error))
+    except RuntimeError as error:
+        report["utility_missing"] = "diverged" if isinstance(error, DivergedError) else "failed"
+        report["warnings"].append(f"Utility: {error}")
 
 
 def _report(
@@ -184,7 +206,8 @@ def _report(
         seed=seed,
         **reference,
     )
-    warnings = _warnings(split, smallest, synthetic)
+    scores_as_json = {name: score.to_json() for name, score in scores.items()}
+    warnings = [*lift_shared(scores_as_json), *caveats(real, synthetic, split)]
     if few:
         warnings.append(
             f"Precision, recall, density and coverage need more than {_NEAREST} scans a side, got {smallest}."
@@ -196,19 +219,20 @@ def _report(
         memorization, gallery = None, []
         warnings.append(f"Copies are not searched: that takes training scans of 2 patients, got {patients}.")
     report: dict[str, Any] = {
-        "format": "medgen-report/2",
+        "format": "medgen-report/3",
         "real": {**_describe(real), "split": split.words, "train": len(split.train), "val": len(split.val)},
         "synthetic": {**_describe(synthetic), "marked_synthetic": synthetic.dataset.synthetic},
         "spatial_dims": real.dataset.spatial_dims,
         "channels": len(real.dataset.channel_names),
         "rgb": real.dataset.channel_names == RGB,
         "extractor": {},
-        "scores": {name: score.to_json() for name, score in scores.items()},
+        "scores": scores_as_json,
         "frd": radiomic_distances(real, synthetic, split, recipe.region, seed),
-        "radiomic_shift": radiomic_shift(real, synthetic, split, recipe.protocols[0]),
+        "radiomic_shift": radiomic_shift(real, synthetic, split, recipe.protocols[0], seed),
         "ms_ssim": diversity(real, synthetic, num_pairs, seed),
         "memorization": memorization,
         "utility": None,
+        "utility_missing": None,
         "embedding": _embedding(real, synthetic, split, recipe.stamp["views"]),
         "warnings": warnings,
         "seed": seed,
@@ -269,27 +293,11 @@ def _embedding(real: Scans, synthetic: Scans, split: Split, views: Sequence[str]
     rows = {name: (real, chosen, 0) for name, chosen in sets.items()}
     rows["synthetic"] = (synthetic, list(range(len(synthetic.cases))), len(real.cases))
     return {
-        "method": f"two main axes (PCA) of the features of {len(views)} view(s)",
+        "method": f"Two main axes (PCA) of the features of {len(views)} view(s)",
         "explained": (values[[-1, -2]] / values.sum()).tolist(),
         "points": {name: places[[first + row for row in chosen]].tolist() for name, (_, chosen, first) in rows.items()},
         "cases": {name: [scans.cases[row].case for row in chosen] for name, (scans, chosen, _) in rows.items()},
     }
-
-
-def _warnings(split: Split, smallest: int, synthetic: Scans) -> list[str]:
-    found = []
-    if smallest < FEW:
-        found.append(f"Only {smallest} scans on a side: small differences are chance.")
-    if split.words == HALVES:
-        found.append(
-            "The real folder names no validation split and is too small to set one aside. A generator that was trained "
-            "on this folder has learned from all of its scans, and looks better than it is. List scans that it has not "
-            "seen in val.txt, and the others in train.txt."
-        )
-    if not synthetic.dataset.synthetic:
-        name = synthetic.dataset.root.resolve().name
-        found.append(f"{name} does not mark itself as synthetic. Check that the folders are not swapped.")
-    return found
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
@@ -305,14 +313,23 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
             )
 
 
-def _make_output(output: Path) -> None:
-    """Make the folder before the work, which takes minutes, and not after it."""
+@contextmanager
+def _made(output: Path) -> Iterator[None]:
+    """Make the folder before the work, which takes minutes; if that fails and left nothing in it, take it away."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInputError(
             f"{output}: expected a folder that can be made, got: {error.strerror}. Choose another output folder."
         ) from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what was measured is kept, and a folder that holds anything stays
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _require_comparable(real: Dataset, synthetic: Dataset) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,11 +22,12 @@ from medgen.metrics.descriptor import GRID, describe
 from medgen.metrics.frd import features as radiomic_features
 from medgen.metrics.protocols import PROTOCOLS
 from medgen.provenance import sha256_array
+from medgen.threads import side_by_side
 from medgen.types import BadInputError, Grid, Sample
 
 Region = Literal["whole", "label"]
 # Raise when features of equal scans change, so that older caches are not read.
-_VERSION = 1
+_VERSION = 2
 _BATCH = 16  # pictures that go through the network together
 
 
@@ -67,6 +67,7 @@ class Scans:
         descriptors: ``(N, C, G, G[, G])`` float16, by which copies are found.
         shapes: Spatial shape of each.
         labels: Digest of the label map of each, or None.
+        classes: Label values that each label map shows, without the background.
     """
 
     dataset: Dataset
@@ -77,6 +78,7 @@ class Scans:
     descriptors: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+    classes: list[frozenset[int]] = field(default_factory=list)
 
     @property
     def groups(self) -> list[str]:
@@ -103,6 +105,7 @@ class _Measured:
     keys: dict[str, str]
     shape: tuple[int, ...]
     label: str | None
+    classes: frozenset[int]
     descriptor: np.ndarray
     radiomics: dict[str, np.ndarray]
     reasons: dict[str, str]
@@ -181,24 +184,37 @@ def measure(dataset: Dataset, recipe: Recipe, name: str, *, skip_bad: bool) -> S
     scans = Scans(dataset)
     done: list[_Measured] = []
     waiting: dict[tuple[int, ...], list[_Measured]] = {}
-    with tqdm(desc=f"{name} scans", total=len(dataset.cases), unit="scan") as bar:
-        for measured in _in_threads(dataset, recipe, skip_bad=skip_bad):
+    running: deque[Future[None]] = deque()
+    with (
+        tqdm(desc=f"{name} scans", total=len(dataset.cases), unit="scan") as bar,
+        side_by_side(recipe.workers) as pool,
+    ):
+
+        def extract(shape: tuple[int, ...]) -> None:
+            running.append(pool.submit(_extract, waiting.pop(shape), recipe))
+            if len(running) > recipe.workers:
+                running.popleft().result()
+
+        for measured in _ahead(pool, dataset, recipe, skip_bad=skip_bad):
             done.append(measured)
             if measured.image is not None:
-                batch = waiting.setdefault(tuple(measured.image.shape), [])
-                batch.append(measured)
-                if len(batch) * _pictures(measured.image) >= _BATCH:
-                    _extract(waiting.pop(tuple(measured.image.shape)), recipe)
+                shape = tuple(measured.image.shape)
+                waiting.setdefault(shape, []).append(measured)
+                if len(waiting[shape]) * _pictures(measured.image) >= _BATCH:
+                    extract(shape)
                 elif sum(map(len, waiting.values())) >= 2 * _BATCH:  # many shapes: memory is to stay bounded
-                    _extract(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))), recipe)
+                    extract(max(waiting, key=lambda shape: len(waiting[shape])))
             bar.update()
-        for batch in waiting.values():
-            _extract(batch, recipe)
+        for shape in list(waiting):
+            extract(shape)
+        for future in running:
+            future.result()
     if len(done) < 2:
         raise BadInputError(f"{dataset.root}: expected at least 2 usable {name} scans, got {len(done)}. Add scans.")
     scans.cases = [item.case for item in done]
     scans.shapes = [item.shape for item in done]
     scans.labels = [item.label for item in done]
+    scans.classes = [item.classes for item in done]
     scans.features = torch.from_numpy(np.stack([item.features for item in done if item.features is not None]))
     scans.descriptors = torch.from_numpy(np.stack([item.descriptor for item in done]))
     for protocol in recipe.protocols:
@@ -212,32 +228,28 @@ def _pictures(image: torch.Tensor) -> int:
     return _BATCH if image.ndim == 4 else 1
 
 
-def _in_threads(dataset: Dataset, recipe: Recipe, *, skip_bad: bool) -> Iterator[_Measured]:
+def _ahead(pool: Executor, dataset: Dataset, recipe: Recipe, *, skip_bad: bool) -> Iterator[_Measured]:
     """Measured scans in the order of the folder, a few ahead of the caller."""
     ahead: deque[tuple[Case, Future[_Measured]]] = deque()
     cases = iter(dataset.cases)
-    with ThreadPoolExecutor(recipe.workers) as pool:
+    while True:
+        while len(ahead) < 2 * recipe.workers and (case := next(cases, None)) is not None:
+            ahead.append((case, pool.submit(_measure, case, dataset, recipe)))
+        if not ahead:
+            return
+        case, future = ahead.popleft()
         try:
-            while True:
-                while len(ahead) < 2 * recipe.workers and (case := next(cases, None)) is not None:
-                    ahead.append((case, pool.submit(_measure, case, dataset, recipe)))
-                if not ahead:
-                    return
-                case, future = ahead.popleft()
-                try:
-                    yield future.result()
-                except BadInputError as error:
-                    if not skip_bad:
-                        raise
-                    rejection = Rejection(case.case, str(error))
-                    if rejection not in dataset.rejected:
-                        dataset.rejected.append(rejection)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            yield future.result()
+        except BadInputError as error:
+            if not skip_bad:
+                raise BadInputError(f"{error} Or leave out all scans that cannot be used: --skip_bad.") from error
+            rejection = Rejection(case.case, str(error))
+            if rejection not in dataset.rejected:
+                dataset.rejected.append(rejection)
 
 
 def _measure(case: Case, dataset: Dataset, recipe: Recipe) -> _Measured:
-    """What threads can do of one scan; the rest, the network, runs on the whole machine by itself."""
+    """What is known of one scan before the network sees it."""
     files = [*case.images, *([case.label] if case.label else [])]
     missing = [path for path in files if not path.is_file() and not path.is_dir()]
     if missing:
@@ -258,6 +270,7 @@ def _measure(case: Case, dataset: Dataset, recipe: Recipe) -> _Measured:
             keys=keys,
             shape=tuple(int(size) for size in facts["shape"].split()),
             label=facts["label"] or None,
+            classes=frozenset(map(int, facts["classes"].split())),
             descriptor=arrays["descriptor"],
             radiomics={name: known[name][0]["row"] for name in recipe.protocols},  # type: ignore[index]
             reasons={name: known[name][1]["reason"] for name in recipe.protocols},  # type: ignore[index]
@@ -286,6 +299,7 @@ def _first_look(
     facts = {
         "shape": " ".join(map(str, image.shape[1:])),
         "label": "" if label is None else sha256_array(label),
+        "classes": "" if label is None else " ".join(str(value) for value in label.unique().tolist() if value),
     }
     radiomics, reasons = {}, {}
     pixels = image.numpy().astype(np.float64)
@@ -298,6 +312,7 @@ def _first_look(
         keys=keys,
         shape=tuple(image.shape[1:]),
         label=facts["label"] or None,
+        classes=frozenset(map(int, facts["classes"].split())),
         descriptor=descriptor,
         radiomics=radiomics,
         reasons=reasons,
@@ -328,8 +343,3 @@ def _extract(batch: Sequence[_Measured], recipe: Recipe) -> None:
     for item, row in zip(batch, rows, strict=True):
         item.features, item.image = row, None
         recipe.cache.put(item.keys["features"], {"features": row})
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,11 @@ from tqdm import tqdm
 
 from medgen.seeding import derive_seed, stream
 
+
+class DivergedError(RuntimeError):
+    """The training of a segmenter came to no finite loss."""
+
+
 Pair = tuple[torch.Tensor, torch.Tensor]  # image (C, *spatial) float16 in [0, 1], label (*spatial) uint8
 
 
@@ -105,7 +110,7 @@ def train_segmenter(
         The trained network, in evaluation mode.
 
     Raises:
-        RuntimeError: If the training diverged.
+        DivergedError: If the loss is not finite in the end.
     """
     from monai.losses import DiceCELoss
     from monai.networks.nets import BasicUNet
@@ -130,7 +135,10 @@ def train_segmenter(
         optimizer.step()
         schedule.step()
     if not math.isfinite(loss.item()):
-        raise RuntimeError(f"The segmenter on {name} scans: expected a finite loss, got {loss.item()}.")
+        raise DivergedError(
+            f"The segmenter on {name.replace('_', ' ')} scans: expected a finite loss, got {loss.item()}. "
+            "Look for scans with broken intensities, or take another seed."
+        )
     return network.eval()
 
 

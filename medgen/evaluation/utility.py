@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from medgen.data.case import Case, Dataset
+from medgen.evaluation.caveats import shared_names
 from medgen.evaluation.diversity import draw
-from medgen.evaluation.scans import Scans, cores, normalize, read_scan
+from medgen.evaluation.scans import Scans, normalize, read_scan
 from medgen.evaluation.segmenter import Pair, Recipe, score_segmenter, train_segmenter
 from medgen.evaluation.split import Split
 from medgen.seeding import stream
+from medgen.threads import side_by_side
 from medgen.types import BadInputError
 
 FEWEST = 5  # labelled scans of a set, below which a segmenter learns nothing
@@ -68,6 +69,7 @@ def measure_utility(
     Raises:
         BadInputError: If the real scans are not split, the sets differ in their number of classes, or a side has fewer
             than 5 labelled scans.
+        DivergedError: If a training came to no finite loss.
     """
     if not split.apart:
         raise BadInputError("Utility: expected a split of the real scans, got none. List test scans in val.txt.")
@@ -127,14 +129,13 @@ def measure_utility(
 
 
 def _classes(real: Dataset, synthetic: Dataset) -> list[str]:
-    """Names of the classes but the background, from the set that has a name of its own for it."""
+    """Names of the classes but the background."""
     if len(real.class_names) != len(synthetic.class_names):
         raise BadInputError(
             f"Utility: expected {len(real.class_names) - 1} classes in {synthetic.root.resolve().name} as in "
             f"{real.root.resolve().name}, got {len(synthetic.class_names) - 1}. Give both sets the same classes."
         )
-    numbers = sorted(real.class_names)[1:]
-    return [(synthetic if real.class_names[k] == f"class_{k}" else real).class_names[k] for k in numbers]
+    return [name for value, name in sorted(shared_names(real, synthetic).items()) if value]
 
 
 def _preparation(
@@ -176,7 +177,7 @@ def _preparation(
 
 
 def _load(scans: Scans, rows: Sequence[int], prepare: Callable[[Case, Dataset], Pair], name: str) -> list[Pair]:
-    with ThreadPoolExecutor(cores()) as pool:
+    with side_by_side() as pool:
         loaded = pool.map(lambda row: prepare(scans.cases[row], scans.dataset), rows)
         return list(tqdm(loaded, desc=f"{name} scans for segmenters", total=len(rows), unit="scan"))
 

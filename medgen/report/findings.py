@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from medgen.report.feature_words import feature_in_words
 from medgen.report.numbers import count, finite, listed, number, p_equals
-from medgen.report.rows import Row, was_split
+from medgen.report.rows import Row, score_rows, was_split
 
 Level = Literal["good", "unknown", "caution", "poor"]
 _TESTS = ("frechet", "frd-robust", "kernel")  # chosen before any number was seen, so that p can be corrected
@@ -20,6 +20,16 @@ _FAR = 2.0  # times the floor: farther off than two real sets by as much as thes
 _FAR_ROBUST = 0.25  # the average radiomic feature is off by half a standard deviation
 _MANY_REJECTED = 0.05  # of all scans
 _COPYING = -3.0  # C_T, in standard deviations
+_NOTHING = 0.1  # mean Dice below which a segmenter has learned nothing of use
+_UNMEASURED: dict[str, tuple[str, str]] = {  # why the use for training is not known, and what to do
+    "diverged": (
+        "the training of the small segmenter diverged, which says nothing about the synthetic scans: their use for "
+        "training is not known",
+        "Look for scans with broken intensities or labels, or evaluate with another --seed",
+    ),
+    "refused": ("the use for training could not be measured, and the warnings say why", ""),
+    "failed": ("measuring the use for training failed, and the warnings say why", ""),
+}
 MORE_ALIKE = 0.05  # MS-SSIM of synthetic pairs within this of real ones counts as equally diverse
 
 
@@ -40,16 +50,27 @@ class Finding:
     headline: bool = False
 
 
-def realism(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
-    """Whether the tests tell synthetic from real scans, and by how much.
+def findings(report: dict[str, Any]) -> dict[str, list[Finding]]:
+    """All that the numbers of a report carry.
 
     Args:
         report: Content of ``report.json``.
-        rows: Its scores by name.
 
-    Yields:
-        Findings.
+    Returns:
+        Findings by what they concern, in the order in which they are read.
     """
+    rows = {row.key: row for row in score_rows(report)}
+    return {
+        "realism": list(_realism(report, rows)),
+        "copies": list(_copies(report)),
+        "variety": list(_variety(report, rows)),
+        "usefulness": list(_usefulness(report)),
+        "doubts": list(_doubts(report, rows)),
+    }
+
+
+def _realism(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
+    """Whether the tests tell synthetic from real scans, and by how much."""
     tests = [rows[key] for key in _TESTS if key in rows and rows[key].p_value is not None]
     if not tests:
         yield Finding("unknown", "whether synthetic scans differ from real ones was not tested", headline=True)
@@ -116,26 +137,20 @@ def _size(row: Row) -> str:
 
 
 def _where_to_look(report: dict[str, Any]) -> str:
-    shift = report.get("radiomic_shift") or []
-    if not shift or finite(shift[0].get("effect")) is None:
+    shift = report.get("radiomic_shift") or {}
+    if not shift.get("beyond_chance"):
         return "Compare the two contact sheets for what gives the synthetic scans away"
-    effect = float(shift[0]["effect"])
+    first = shift["largest"][0]
+    effect = float(first["effect"])
     way = "higher" if effect > 0 else "lower"
     return (
-        f"Look at what differs most: {feature_in_words(shift[0]['feature'])} is {way} in synthetic scans by "
+        f"Look at what differs most: {feature_in_words(first['feature'])} is on average {way} in synthetic scans by "
         f"{number(abs(effect))} standard deviations"
     )
 
 
-def copies(report: dict[str, Any]) -> Iterator[Finding]:
-    """Whether synthetic scans are copies of real ones.
-
-    Args:
-        report: Content of ``report.json``.
-
-    Yields:
-        Findings.
-    """
+def _copies(report: dict[str, Any]) -> Iterator[Finding]:
+    """Whether synthetic scans are copies of real ones."""
     found = report.get("memorization")
     if not found:
         yield Finding("caution", "copies of training scans were not looked for")
@@ -164,6 +179,18 @@ def copies(report: dict[str, Any]) -> Iterator[Finding]:
             f"synthetic scans lie closer to the training scans than unseen real scans do (C_T = {number(c_t)})",
             "Look at the closest pairs: the generator keeps close to its training scans",
         )
+    apart = found.get("held_out") or {"copies": 0}
+    if apart["copies"]:
+        more = _poisson_tail(apart["copies"], apart["expected_false_alarms"]) < _ALPHA
+        chance = f"{number(apart['expected_false_alarms'], digits=2)} expected by chance"
+        yield Finding(
+            "poor" if more else "caution",
+            f"{apart['copies']} of {scans} {'is' if apart['copies'] == 1 else 'are'} close to a held-out real scan "
+            f"({chance})" + (", which the generator is not to have seen" if more else ""),
+            "Check that the generator did not learn from the held-out scans: if it did, every score flatters it"
+            if more
+            else "",
+        )
 
 
 def _poisson_tail(copies: int, expected: float) -> float:
@@ -175,16 +202,8 @@ def _poisson_tail(copies: int, expected: float) -> float:
     return 1 - fewer
 
 
-def variety(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
-    """What of the real scans the synthetic ones lack.
-
-    Args:
-        report: Content of ``report.json``.
-        rows: Its scores by name.
-
-    Yields:
-        Findings.
-    """
+def _variety(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
+    """What of the real scans the synthetic ones lack."""
     step = "Look through the contact sheets for looks of the real scans that the synthetic ones lack"
     for key, text in (
         ("precision", "some synthetic scans look like no real one"),
@@ -215,21 +234,33 @@ def variety(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
             )
 
 
-def usefulness(report: dict[str, Any]) -> Iterator[Finding]:
-    """What a segmenter learns from the synthetic scans.
-
-    Args:
-        report: Content of ``report.json``.
-
-    Yields:
-        Findings.
-    """
+def _usefulness(report: dict[str, Any]) -> Iterator[Finding]:
+    """What a segmenter learns from the synthetic scans."""
     utility = report.get("utility")
     if not utility:
+        if missing := report.get("utility_missing"):
+            yield Finding("caution", *_UNMEASURED[missing])
         return
     means = {name: _mean(values) for name, values in (utility.get("dice") or {}).items()}
     real, made, both = (means.get(name) for name in ("real", "synthetic", "real_and_synthetic"))
     if real is None or made is None:
+        yield Finding("caution", "the use for training is not known: no validation scan shows a labelled class")
+        return
+    if real < _NOTHING:
+        yield Finding(
+            "caution",
+            f"the segmenter that learned from real scans finds almost nothing (mean Dice {number(real, digits=2)}), so "
+            "what it says of the synthetic scans means nothing",
+            "Add labelled real scans before you judge the use for training",
+        )
+        return
+    if made < _NOTHING:
+        yield Finding(
+            "poor",
+            f"a segmenter that learned from synthetic scans alone finds almost nothing in real ones (mean Dice "
+            f"{number(made, digits=2)}; from real scans {number(real, digits=2)})",
+            "Look on the synthetic contact sheet whether the labels lie on what they name",
+        )
         return
     text = (
         f"a segmenter trained on synthetic scans alone reaches a mean Dice of {number(made, digits=2)} on real scans; "
@@ -243,16 +274,8 @@ def _mean(values: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def doubts(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
-    """What takes from the weight of everything else.
-
-    Args:
-        report: Content of ``report.json``.
-        rows: Its scores by name.
-
-    Yields:
-        Findings.
-    """
+def _doubts(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
+    """What takes from the weight of everything else."""
     real = report["real"]
     scored = [row for row in rows.values() if row.key in _TESTS]
     if scored and all(row.floor is None for row in scored):
@@ -271,13 +294,11 @@ def doubts(report: dict[str, Any], rows: dict[str, Row]) -> Iterator[Finding]:
             f"the two parts of the real scans differ too ({floors[0].words.title}, {p_equals(floors[0].floor_p_value)})"
             ": the floor is high, and a ratio to it flatters",
         )
+    one_sided = [row for row in scored if row.p_is_too_small and (row.p_value or 0) < _ALPHA]
+    if one_sided:
+        titles = listed([row.words.title for row in one_sided])
+        yield Finding("caution", f"the p-value of {titles} is too small: {one_sided[0].p_is_too_small}")
     frechet = rows.get("frechet")
-    small = frechet is not None and frechet.p_value is not None and frechet.p_value < _ALPHA
-    if small and frechet and frechet.groups and frechet.groups[0] < frechet.n[0] and frechet.groups[1] == frechet.n[1]:
-        yield Finding(
-            "caution",
-            "real scans of one patient are alike and synthetic scans have no patients, so p-values may be too small",
-        )
     if frechet and min(frechet.n) < frechet.d:
         yield Finding(
             "good",

@@ -144,10 +144,12 @@ def _memorization(report: dict[str, Any]) -> Iterator[str]:
     alarms = finite(found.get("expected_false_alarms"))
     chance = "" if alarms is None else f", at most {number(alarms, digits=2)} false alarms being expected"
     yield (
-        "Each synthetic scan was aligned with its closest real scan over flips, rotations, shifts and scales; it "
-        f"counts as a copy where their correlation exceeds {number(found['threshold'])}, a threshold from the "
-        f"similarity of real scans of different patients{chance}."
+        f"Each synthetic scan was aligned with its closest real {'training ' if was_split(report) else ''}scan over "
+        "flips, rotations, shifts and scales; it counts as a copy where their correlation exceeds "
+        f"{number(found['threshold'])}, a threshold from the similarity of real scans of different patients{chance}."
     )
+    if apart := found.get("held_out"):
+        yield f"The real scans outside the training part ({apart['searched']}) were searched by the same threshold."
     known = [name for name, key in _COPY_SCORES if finite(found.get(key)) is not None]
     if known:
         yield f"Further, {listed(known)} {'was' if len(known) == 1 else 'were'} computed."

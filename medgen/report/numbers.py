@@ -54,11 +54,9 @@ def number(value: Any, *, beside: Sequence[Any] = (), digits: int = 3) -> str:
         return NOT_DEFINED
     sizes = [abs(other) for other in map(finite, (shown, *beside)) if other is not None]
     largest = max(sizes)
-    if largest == 0:
+    if shown == 0:
         return "0"
     if largest < _SMALLEST or largest >= _LARGEST:
-        if shown == 0:
-            return "0"
         mantissa, power = f"{shown:.{digits - 1}e}".split("e")
         return f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPTS)}".replace("-", "−")
     decimals = max(0, digits - 1 - math.floor(math.log10(largest)))

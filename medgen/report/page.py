@@ -23,7 +23,7 @@ from medgen.report.latex import score_table
 from medgen.report.methods import methods_paragraph
 from medgen.report.rows import all_warnings, score_rows, was_split
 from medgen.report.scatter import scatter
-from medgen.report.shift_chart import shift_chart
+from medgen.report.shift_chart import shift_chart, shift_in_words
 from medgen.report.verdict import verdict
 
 _LEVELS = {
@@ -40,7 +40,7 @@ def write_report(report: Mapping[str, Any], pictures: Mapping[str, Image.Image],
     """Write ``index.html`` and ``report.tex``.
 
     Args:
-        report: Content of ``report.json``, format ``medgen-report/2``.
+        report: Content of ``report.json``, format ``medgen-report/3``.
         pictures: Contact sheets ``"real"`` and ``"synthetic"``, and ``"pair 0"`` and so on for the closest pairs:
             synthetic scan, real scan aligned with it, difference. Any of them may be absent.
         output: Folder; made where there is none.
@@ -89,6 +89,7 @@ def _context(report: dict[str, Any], pictures: Mapping[str, Image.Image]) -> dic
     rejected = report.get("rejected") or []
     radiomic = {row.key: row for row in rows if row.key in (report.get("frd") or {})}
     memorization, utility = report.get("memorization"), report.get("utility")
+    shift = report["radiomic_shift"] if (report.get("radiomic_shift") or {}).get("largest") else None
     return {
         "style": Markup(_read("page.css")),  # our own file, which holds no tag
         "report": report,
@@ -101,7 +102,8 @@ def _context(report: dict[str, Any], pictures: Mapping[str, Image.Image]) -> dic
         "scatter": scatter(report["embedding"]) if report.get("embedding") else Markup(""),
         "similarity": similarity_chart(report["ms_ssim"]) if report.get("ms_ssim") else Markup(""),
         "radiomic": radiomic,
-        "shift": shift_chart(report["radiomic_shift"]) if report.get("radiomic_shift") else Markup(""),
+        "shift": shift_chart(shift) if shift else Markup(""),
+        "shift_in_words": shift_in_words(shift) if shift else "",
         "memorization": memorization,
         "pairs": _pairs(memorization, pictures),
         "utility": utility,
@@ -111,9 +113,6 @@ def _context(report: dict[str, Any], pictures: Mapping[str, Image.Image]) -> dic
         "reasons": Counter(f"{item['set']}: {item['reason']}" for item in rejected).most_common(),
         "methods": methods_paragraph(report),
         "was_split": was_split(report),
-        "smallest_p": {
-            row.smallest_p for row in rows if row.smallest_p and row.p_value and row.p_value < row.smallest_p * 1.001
-        },
         "views": (report.get("extractor") or {}).get("views") or [],
     }
 

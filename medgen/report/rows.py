@@ -84,6 +84,17 @@ class Row:
         return bool(self.smallest_p and self.p_value is not None and self.p_value <= self.smallest_p * (1 + 1e-9))
 
     @property
+    def p_is_too_small(self) -> str:
+        """Why the p-value is smaller than it should be; empty where nothing speaks for that."""
+        if self.p_value is None or self.groups is None:
+            return ""
+        alone = [groups == n for groups, n in zip(self.groups, self.n, strict=True)]
+        if alone[0] == alone[1]:
+            return ""
+        known, other = ("synthetic", "real") if alone[0] else ("real", "synthetic")
+        return f"patients are known for the {known} scans only, and the {other} ones count as independent"
+
+    @property
     def same_n(self) -> bool:
         """Whether value and floor rest on as many scans."""
         return self.at_floor_n is not None and self.at_floor_n == self.value
@@ -172,21 +183,20 @@ def _feature_rows(report: dict[str, Any]) -> Iterator[Row]:
             words = ScoreWords(published, words.direction, words.meaning, words.reference)
         elif key == "kernel" and published == "FID":  # both names belong to Inception features
             words = ScoreWords("KID", words.direction, words.meaning, words.reference)
-        groups = (score.get("groups_real"), score.get("groups_synthetic"))
         yield Row(
             key=key,
             words=words,
             value=finite(score["value"]),
             interval=finite_pair(score.get("interval")),
             n=(score["n_real"], score["n_synthetic"]),
-            groups=None if None in groups else (int(groups[0] or 0), int(groups[1] or 0)),
+            groups=_sizes((score.get("groups_real"), score.get("groups_synthetic"))),
             d=score["d"],
             floor=finite(score.get("floor")),
             floor_interval=finite_pair(score.get("floor_interval")),
             floor_n=_sizes(score.get("floor_n")),
             at_floor_n=finite(score.get("value_at_floor_n")),
             p_value=finite(score.get("p_value")),
-            smallest_p=1 / (1 + score["permutations"]) if score.get("permutations") else None,
+            smallest_p=_smallest_p(score),
             confidence=finite(score.get("confidence")) or 0.95,
             missing=dict(score.get("missing") or {}),
             warnings=tuple(score.get("warnings") or ()),
@@ -206,13 +216,14 @@ def _radiomic_rows(report: dict[str, Any]) -> Iterator[Row]:
             value=finite(frd.get("value")),
             interval=finite_pair(frd.get("interval")),
             n=n,
-            groups=None,
+            groups=_sizes((frd.get("groups_real"), frd.get("groups_synthetic"))),
             d=frd["columns"],
             floor=finite(floor.get("value")),
             floor_interval=finite_pair(floor.get("interval")),
             floor_n=floor_n,
             at_floor_n=finite(frd.get("value")) if comparable else None,
             p_value=finite(frd.get("p_value")),
+            smallest_p=_smallest_p(frd),
             floor_p_value=finite(floor.get("p_value")),
             warnings=tuple(frd.get("warnings") or ()),
         )
@@ -221,12 +232,18 @@ def _radiomic_rows(report: dict[str, Any]) -> Iterator[Row]:
 
 def _with_reasons(row: Row, *, robust: bool) -> Row:
     """Why fields of a radiomic distance are None."""
-    none = "too few scans" if robust else f"{row.key} has none"
+    none = "too few scans" if robust else "only frd-robust has one"
     reasons = {"value": "not a finite number", "interval": none, "p_value": none}
     reasons["floor"] = "the real scans were not split"
     reasons["floor_interval"] = reasons["floor"] if row.floor is None else none
     row.missing.update({name: reasons[name] for name in _FIELDS if getattr(row, name) is None})
     return row
+
+
+def _smallest_p(score: dict[str, Any]) -> float | None:
+    """Share of the observed labeling among all; a test of both tails doubles it."""
+    permutations = score.get("permutations")
+    return min(1.0, (2 if score.get("tail") == "both" else 1) / (1 + permutations)) if permutations else None
 
 
 def _sizes(values: Any) -> tuple[int, int] | None:

@@ -1,85 +1,78 @@
-"""The features that differ most between real and synthetic scans, each as two boxes on one scale."""
+"""The features that differ most between real and synthetic scans: mean and standard deviation of both on one scale."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from medgen.report.feature_words import describe_feature
-from medgen.report.numbers import finite, number
-from medgen.report.tracks import linear
+from medgen.report.numbers import count, number, p_equals
+from medgen.report.tracks import Scale, linear
 
-_SETS = (("real", "real", 4), ("synthetic", "synthetic", 24))  # key, color class, top in pixels
-_HEIGHT = 14
+_SETS = (("real", 11), ("synthetic", 33))  # key and color class, height in pixels
 
 
-def shift_chart(shifts: Sequence[dict[str, Any]]) -> Markup:
-    """Quantiles of the strongest features in both sets.
+def shift_in_words(shift: dict[str, Any]) -> str:
+    """Whether any feature differs by more than chance.
 
     Args:
-        shifts: ``radiomic_shift`` of a report.
+        shift: ``radiomic_shift`` of a report.
 
     Returns:
-        One row a feature: its meaning, a box for either set on the feature's own scale, and the difference.
+        One sentence.
     """
-    return Markup('<div class="chart shift">{}</div>').format(Markup("").join(map(_feature, shifts)))
+    tested, beyond = shift["features"], shift["beyond_chance"]
+    smallest = p_equals(min(feature["p_value"] for feature in shift["largest"]))
+    if not beyond:
+        return f"None of {count(tested, 'feature')} differs by more than chance (smallest {smallest})."
+    verb = "differs" if beyond == 1 else "differ"
+    return f"{beyond} of {count(tested, 'feature')} {verb} by more than chance (smallest {smallest})."
+
+
+def shift_chart(shift: dict[str, Any]) -> Markup:
+    """Means of the features that differ most in both sets.
+
+    Args:
+        shift: ``radiomic_shift`` of a report.
+
+    Returns:
+        One row a feature: its meaning, both means with a standard deviation on the feature's own scale, and the
+        difference.
+    """
+    return Markup('<div class="chart shift">{}</div>').format(Markup("").join(map(_feature, shift["largest"])))
 
 
 def _feature(shift: dict[str, Any]) -> Markup:
     words = describe_feature(shift["feature"])
-    quantiles = {key: [finite(value) for value in shift.get(key) or []] for key, _, _ in _SETS}
-    known = [value for values in quantiles.values() for value in values if value is not None]
-    effect = finite(shift.get("effect"))
-    way = "" if effect is None else "higher in synthetic" if effect > 0 else "lower in synthetic"
-    size = "not defined" if effect is None else f"{'+' if effect > 0 else ''}{number(effect)} SD"
-    spoken = f"{words.meaning}, {words.image}: {size}, {way}"
-    boxes = Markup("")
-    if known:
-        scale = linear(min(known), max(known))
-        for key, color, top in _SETS:
-            boxes += _box([value for value in quantiles[key] if value is not None], scale, color, top, key)
-    medians = [values[2] if len(values) == 5 else None for values in quantiles.values()]
-    both = f"medians {number(medians[0], beside=medians)} → {number(medians[1], beside=medians)}"
+    means = [shift[name]["mean"] for name, _ in _SETS]
+    reach = [shift[name]["mean"] + sign * shift[name]["std"] for name, _ in _SETS for sign in (-1, 1)]
+    scale = linear(min(reach), max(reach))
+    way = "higher in synthetic" if shift["effect"] > 0 else "lower in synthetic"
+    size = f"{'+' if shift['effect'] > 0 else ''}{number(shift['effect'])} SD"
+    chance = p_equals(shift["p_value"])
+    both = f"means {number(means[0], beside=means)} → {number(means[1], beside=means)}"
+    spoken = f"{words.meaning}, {words.image}: {size}, {way}, {chance}, {both}"
+    marks = Markup("").join(_mark(name, top, **shift[name], scale=scale) for name, top in _SETS)
     return Markup(
         '<div class="line"><div class="name">{}{}<small>{}</small></div>'
         '<svg class="track boxes" role="img" aria-label="{}">{}</svg>'
-        '<div class="number">{}<small>{}</small><small>{}</small></div></div>'
+        '<div class="number">{}<small>{}</small><small>{}</small><small>{}</small></div></div>'
     ).format(
         words.meaning,
         f", {words.image}" if words.image else "",
         ", ".join(filter(None, (words.feature, words.filter))),
         spoken,
-        boxes,
+        marks,
         size,
         way,
+        chance,
         both,
     )
 
 
-def _box(values: Sequence[float], scale: Any, color: str, top: int, name: str) -> Markup:
-    if len(values) != 5:
-        return Markup("")
-    low, first, middle, third, high = map(scale, values)
-    title = f"{name}: median {number(values[2])}, half of the scans from {number(values[1])} to {number(values[3])}, "
-    title += f"nine tenths from {number(values[0])} to {number(values[4])}"
+def _mark(name: str, top: int, mean: float, std: float, scale: Scale) -> Markup:
     return Markup(
-        '<g class="box {}"><title>{}</title>'
-        '<line x1="{:.2f}%" x2="{:.2f}%" y1="{y}" y2="{y}"/>'
-        '<rect x="{:.2f}%" width="{:.2f}%" y="{}" height="{}" rx="2"/>'
-        '<line class="median" x1="{m:.2f}%" x2="{m:.2f}%" y1="{}" y2="{}"/></g>'
-    ).format(
-        color,
-        title,
-        low,
-        high,
-        first,
-        max(third - first, 0.4),
-        top,
-        _HEIGHT,
-        top - 2,
-        top + _HEIGHT + 2,
-        y=top + _HEIGHT / 2,
-        m=middle,
-    )
+        '<g class="mean {0}"><title>{0}: mean {1}, standard deviation {2}</title>'
+        '<line x1="{3:.2f}%" x2="{4:.2f}%" y1="{6}" y2="{6}"/><circle cx="{5:.2f}%" cy="{6}" r="6"/></g>'
+    ).format(name, number(mean), number(std), scale(mean - std), scale(mean + std), scale(mean), top)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from medgen.report.findings import Level, copies, doubts, realism, usefulness, variety
-from medgen.report.rows import score_rows
+from medgen.report.findings import Level, findings
 
 _ORDER: tuple[Level, ...] = ("good", "unknown", "caution", "poor")
 
@@ -42,14 +41,13 @@ def verdict(report: dict[str, Any]) -> Verdict:
     Returns:
         The verdict.
     """
-    rows = {row.key: row for row in score_rows(report)}
-    copied = list(copies(report))
-    found = [*realism(report, rows), *copied, *variety(report, rows), *usefulness(report), *doubts(report, rows)]
+    by_kind = findings(report)
+    found = [finding for kind in by_kind.values() for finding in kind]
     worst = max(found, key=lambda finding: _ORDER.index(finding.level)).level
     headline = "; ".join(finding.text for finding in found if finding.headline)
     # Copies first: a scan that gives a patient away is worse than one that does not look real.
     steps = sorted(
-        (finding for finding in [*copied, *found] if finding.next_step),
+        (finding for finding in [*by_kind["copies"], *found] if finding.next_step),
         key=lambda finding: -_ORDER.index(finding.level),
     )
     return Verdict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from medgen.metrics.protocols import PROTOCOLS
 from medgen.types import BadInputError
 
 NAMES = PROTOCOLS["frd-robust"].columns(2)
+ALL = Split("all", list(range(40)), list(range(40)))
 
 
 def _scans(count: int, seed: int, shift: dict[str, float], *, protocol: str = "frd-robust") -> Scans:
@@ -36,16 +38,60 @@ def test_the_features_that_moved_lead_the_list_with_their_sign_and_one_of_each_b
     twin = NAMES.index("firstorder_Median")
     for scans in (real, made):
         scans.radiomics["frd-robust"][:, twin] = 2 * scans.radiomics["frd-robust"][:, NAMES.index("firstorder_Mean")]
-    found = radiomic_shift(real, made, Split("all", list(range(40)), list(range(40))), "frd-robust")
+    section = radiomic_shift(real, made, ALL, "frd-robust", 0)
+    found = section["largest"]
     assert len(found) == 10
+    assert section["beyond_chance"] == 3  # the twin is not shown, and is counted
+    assert section["features"] == sum(not name.startswith("diagnostics") for name in NAMES)
+    assert [entry["p_value"] for entry in found[:2]] == [1 / 200, 1 / 200]
+    assert min(entry["p_value"] for entry in found[2:]) > 0.05
     assert {found[0]["feature"]} <= {"firstorder_Mean", "firstorder_Median"}
     assert found[0]["effect"] == pytest.approx(8, rel=0.2)
     assert found[1]["feature"] == "glcm_Contrast"
     assert found[1]["effect"] == pytest.approx(-4, rel=0.25)
     assert sum(entry["feature"] in ("firstorder_Mean", "firstorder_Median") for entry in found) == 1
-    assert found[1]["real"] == sorted(found[1]["real"])
-    assert found[1]["real"][2] == pytest.approx(10, abs=0.5)
-    assert found[1]["synthetic"][2] == pytest.approx(6, abs=0.5)
+    contrast = NAMES.index("glcm_Contrast")
+    for name, scans in (("real", real), ("synthetic", made)):
+        column = scans.radiomics["frd-robust"][:, contrast]
+        assert found[1][name] == pytest.approx({"mean": column.mean(), "std": column.std()})
+    gap = found[1]["synthetic"]["mean"] - found[1]["real"]["mean"]
+    spread = ((found[1]["synthetic"]["std"] ** 2 + found[1]["real"]["std"] ** 2) / 2) ** 0.5
+    assert found[1]["effect"] == pytest.approx(gap / spread)
+
+
+def test_the_p_values_of_features_hold_what_they_promise() -> None:
+    found = [
+        radiomic_shift(_scans(40, 2 * run, {}), _scans(40, 2 * run + 1, {}), ALL, "frd-robust", run)
+        for run in range(40)
+    ]
+    beyond = sum(section["beyond_chance"] > 0 for section in found)
+    assert beyond <= 6  # of 40 pairs of like sets, 2 are expected; more than 6 has probability 0.003
+    assert all(0 < entry["p_value"] <= 1 for section in found for entry in section["largest"])
+
+
+def test_scans_of_one_patient_are_no_independent_evidence_of_a_shift() -> None:
+    real, made = _scans(40, 0, {}), _scans(40, 1, {})
+    for scans, sign in ((real, 0), (made, 1)):  # each patient has a level of its own
+        levels = np.random.default_rng(sign).normal(size=(2, 1))
+        scans.radiomics["frd-robust"][:, :1] += 50 * np.repeat(levels, 20, axis=0)
+        scans.cases = [replace(case, group=f"p{row // 20}") for row, case in enumerate(scans.cases)]
+    together = radiomic_shift(real, made, ALL, "frd-robust", 0)
+    for scans in (real, made):
+        scans.cases = [replace(case, group=None) for case in scans.cases]
+    alone = radiomic_shift(real, made, ALL, "frd-robust", 0)
+    assert together["largest"][0]["effect"] == alone["largest"][0]["effect"]
+    assert alone["largest"][0]["p_value"] < 0.05 < together["largest"][0]["p_value"]
+
+
+def test_the_section_counts_patients_and_relabelings() -> None:
+    split = Split("as given", list(range(20)), list(range(20, 32)))
+    for protocol, expected in (("frd-v1", None), ("frd-robust", 199)):
+        real, made = _scans(32, 0, {}, protocol=protocol), _scans(12, 1, {}, protocol=protocol)
+        made.cases = [replace(case, group=None) for case in made.cases]
+        section = radiomic_distances(real, made, split, "whole", 0)[protocol]
+        assert (section["groups_real"], section["groups_synthetic"]) == (6, 12)
+        assert section["permutations"] == expected
+        assert expected is None or section["p_value"] * (expected + 1) == pytest.approx(round(section["p_value"] * 200))
 
 
 def test_biased_protocols_compare_equal_numbers_and_the_robust_one_all() -> None:

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from medgen.data.case import Case
 from medgen.data.dataset import load_case, read_dataset, split_cases
 from medgen.data.export import write_case, write_dataset_json
-from medgen.evaluation import evaluate, scans
+from medgen.evaluation import evaluate, run, scans
 from medgen.planning import DenoiserPlan, Plan
 from medgen.training import train
 from medgen.types import BadInputError, Grid
@@ -107,7 +108,8 @@ def test_writes_a_report_with_everything_needed_to_repeat_it(real: Path, synthet
     assert report["frd"]["frd-robust"]["floor"]["value"] >= 0
     assert report["synthetic"]["marked_synthetic"] is True
     assert any("less than d = 1280" in warning for warning in score["warnings"])
-    assert any("Only 4 scans on a side" in warning for warning in report["warnings"])
+    said = [*report["warnings"], *(warning for score in report["scores"].values() for warning in score["warnings"])]
+    assert len([warning for warning in said if "Only 4 scans a side" in warning]) == 1
     assert any("need more than 5 scans a side, got 4" in warning for warning in report["warnings"])
     assert report["extractor"]["weights_sha256"].startswith("57934424")
     assert report["extractor"]["preprocessing"]["image_size"] == 32
@@ -175,9 +177,17 @@ def test_planted_copies_are_found_and_named(real: Path, tmp_path: Path) -> None:
         Image.fromarray((np.fliplr(pixels) * 0.8 + 20).astype(np.uint8)).save(
             folder / "imagesTr" / f"case_{110 + row}_0000.png"
         )
+    shutil.copy(larger / "images" / "r003.png", folder / "imagesTr" / "case_112_0000.png")  # a held-out scan
     section = evaluate(larger, folder, tmp_path / "report", **QUICK)["memorization"]
     assert {"case_110", "case_111"} <= set(section["cases"])
     assert section["copies"] <= 3  # balls on noise are much alike
+    assert "case_112" not in section["cases"]
+    assert section["searched"] == 26
+    apart = section["held_out"]
+    assert (apart["searched"], apart["copies"]) == (14, len(apart["pairs"]))
+    assert apart["expected_false_alarms"] == pytest.approx(0.005 * 30 * 14 / 26)
+    assert {key: apart["pairs"][0][key] for key in ("synthetic", "real")} == {"synthetic": "case_112", "real": "r003"}
+    assert apart["copies"] <= 2
     assert {(pair["synthetic"], pair["real"]) for pair in section["pairs"][:2]} == {
         ("case_110", "r001"),
         ("case_111", "r005"),
@@ -294,7 +304,7 @@ def test_a_constant_scan_is_refused_by_name_or_skipped_and_listed(real: Path, tm
     speck = Image.new("L", (32, 32), 7)
     speck.putpixel((5, 5), 200)  # passes as a scan, but both percentiles are 7
     speck.save(folder / "imagesTr" / "case_102_0000.png")
-    with pytest.raises(BadInputError, match=r"case_101"):
+    with pytest.raises(BadInputError, match=r"case_101.*Or leave out all .* --skip_bad"):
         evaluate(real, folder, tmp_path / "report", **QUICK)
     report = evaluate(real, folder, tmp_path / "report", skip_bad=True, **QUICK)
     assert report["synthetic"]["scans"] == 2
@@ -306,6 +316,49 @@ def test_a_constant_scan_is_refused_by_name_or_skipped_and_listed(real: Path, tm
     assert "expected varying intensities between percentiles" in report["rejected"][1]["reason"]
     assert str(tmp_path) not in (tmp_path / "report" / "report.json").read_text()
     assert report["synthetic"]["folder"] == "set"
+
+
+def test_a_run_that_measured_nothing_leaves_no_folder_and_no_other_one_goes(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(real, folder)
+    for path in (folder / "images").iterdir():
+        Image.new("L", (32, 32), 7).save(path)
+    with pytest.raises(BadInputError, match="constant"):
+        evaluate(folder, synthetic, tmp_path / "new" / "report", **QUICK)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(BadInputError, match="constant"):
+        evaluate(folder, synthetic, tmp_path / "mine", **QUICK)
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_classes_of_both_sets_are_compared_under_one_name(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legends = []
+    sheet = run.contact_sheet
+
+    def noted(*arguments: Any, class_names: dict[int, str], **options: Any) -> Path:
+        legends.append(class_names)
+        return sheet(*arguments, class_names=class_names, **options)
+
+    monkeypatch.setattr(run, "contact_sheet", noted)
+    folder = _folder(tmp_path / "set", range(100, 106), (32, 32))
+    two = tmp_path / "two"
+    shutil.copytree(real, two)
+    for path in (two / "labels").iterdir():
+        label = np.asarray(Image.open(path)).copy()
+        label[:3] = 2
+        Image.fromarray(label).save(path)
+    cache = tmp_path / "cache"
+    first = evaluate(two, folder, tmp_path / "report", cache=cache, **QUICK)
+    assert legends == [{0: "background", 1: "ball", 2: "class_2"}, {0: "background", 1: "ball"}]
+    assert any(warning.startswith("No synthetic label map shows class_2") for warning in first["warnings"])
+    assert f"before you publish: the page shows real scans, and {cache} holds small pictures" in capsys.readouterr().out
+    again = evaluate(two, folder, tmp_path / "again", cache=cache, **QUICK)
+    assert again["warnings"] == first["warnings"]  # also out of the cache
 
 
 def test_refuses_a_single_scan_unknown_extractors_and_a_file_as_output(

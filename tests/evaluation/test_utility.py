@@ -181,7 +181,7 @@ def test_a_training_that_diverges_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(segmenter, "augment", broken)
     pairs = [(torch.rand(1, *FLAT).half(), torch.ones(FLAT, dtype=torch.uint8))]
-    with pytest.raises(RuntimeError, match=r"expected a finite loss"):
+    with pytest.raises(segmenter.DivergedError, match=r"expected a finite loss, got nan.*another seed"):
         segmenter.train_segmenter(pairs, segmenter.Recipe(1, 2), FLAT, 3, 0, torch.device("cpu"), "real")
 
 
@@ -208,8 +208,31 @@ def test_the_report_has_utility_or_says_why_not(tmp_path: Path, monkeypatch: pyt
     page = (tmp_path / "report" / "index.html").read_text()
     if split:
         assert report["utility"]["n"]["real"] == 6
-        assert not reasons
+        assert not reasons and report["utility_missing"] is None
         assert "trained on both" in page
     else:
         assert report["utility"] is None
-        assert len(reasons) == 1
+        assert len(reasons) == 1 and report["utility_missing"] == "refused"
+        assert "could not be measured, and the warnings say why" in page
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (segmenter.DivergedError("no loss"), "diverged", "says nothing about the synthetic scans"),
+        (RuntimeError("out of memory"), "failed", "the use for training failed, and the warnings say why"),
+    ],
+)
+def test_a_segmenter_that_fails_does_not_cost_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str, words: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(utility, "train_segmenter", fail)
+    real, synthetic = _folder(tmp_path / "real", range(12), "train"), _folder(tmp_path / "made", range(50, 56), "train")
+    settings = {"image_size": 32, "num_pairs": 2, "device": "cpu"}
+    report = evaluate(real, synthetic, tmp_path / "report", utility=True, **settings)
+    assert report["utility"] is None and report["utility_missing"] == kind
+    assert f"Utility: {error}" in report["warnings"]
+    assert words in (tmp_path / "report" / "index.html").read_text()

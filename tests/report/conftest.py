@@ -35,6 +35,9 @@ def _distances(protocol: str) -> dict[str, Any]:
         **asdict(found),
         "unit": PROTOCOLS[protocol].unit,
         "floor": asdict(floor),
+        "groups_real": VAL,
+        "groups_synthetic": MADE,
+        "permutations": 99 if protocol == "frd-robust" else None,
         "excluded": {"real": {}, "synthetic": {"image is constant": 2}},
         "region": "whole scans",
     }
@@ -54,6 +57,13 @@ def _copies() -> dict[str, Any]:
         "expected_false_alarms": 0.005 * MADE,
         "auth_pct": 52.0,
         "c_t": -0.4,
+        "searched": TRAIN,
+        "held_out": {
+            "searched": VAL,
+            "copies": 1,
+            "expected_false_alarms": 0.1,
+            "pairs": [{"synthetic": "sample 7", "real": "patient 60", "similarity": 0.97}],
+        },
         "nearest_ratio": [0.9, 1.0, 1.1],
         "pairs": [
             {
@@ -82,7 +92,7 @@ def _made_once() -> dict[str, Any]:
     names = PROTOCOLS["frd-robust"].columns(2)[:10]
     similarity = {"mean": 0.3, "std": 0.1, "pairs": 20}
     return {
-        "format": "medgen-report/2",
+        "format": "medgen-report/3",
         "real": {
             "folder": "hearts",
             "scans": VAL + TRAIN,
@@ -105,15 +115,21 @@ def _made_once() -> dict[str, Any]:
         },
         "scores": {name: score.to_json() for name, score in scores.items()},
         "frd": {name: _distances(name) for name in ("frd-robust", "frd-v1")},
-        "radiomic_shift": [
-            {
-                "feature": name,
-                "effect": 1.2 - index / 4,
-                "real": [1, 2, 3, 4, 5],
-                "synthetic": [2, 3, 4, 5, 6],
-            }
-            for index, name in enumerate(names)
-        ],
+        "radiomic_shift": {
+            "features": 60,
+            "beyond_chance": 4,
+            "relabelings": 199,
+            "largest": [
+                {
+                    "feature": name,
+                    "effect": 1.2 - index / 4,
+                    "p_value": 0.005 + index / 80,
+                    "real": {"mean": 3.0, "std": 1.0},
+                    "synthetic": {"mean": 4.2 - index / 4, "std": 1.0},
+                }
+                for index, name in enumerate(names)
+            ],
+        },
         "ms_ssim": {"scales": 3, "real": similarity, "synthetic": similarity, "synthetic_one_label": None},
         "memorization": _copies(),
         "utility": {
@@ -150,13 +166,13 @@ def minimal(full: dict[str, Any]) -> dict[str, Any]:
     """A color set of few scans: no validation part, no floor, no test, no copies looked for, no use measured."""
     report = copy.deepcopy(full)
     report["real"] |= {"scans": 6, "train": 6, "val": 6, "patients": None, "split": "random halves of the real scans"}
-    report |= {"channels": 3, "rgb": True, "utility": None, "memorization": None, "radiomic_shift": []}
+    report |= {"channels": 3, "rgb": True, "utility": None, "memorization": None, "radiomic_shift": {}}
     report |= {"warnings": [], "rejected": [], "embedding": None, "runtime": {}}
     without = dict.fromkeys(
         ("interval", "floor", "floor_kind", "floor_n", "floor_interval", "value_at_floor_n", "p_value")
     )
     why = dict.fromkeys(
-        ("interval", "floor", "floor_interval", "p_value"), "expected at least 4 groups in each set, got 3"
+        ("interval", "floor", "floor_interval", "p_value"), "expected at least 4 patients in each set, got 3"
     )
     report["scores"] = {
         "frechet": {**report["scores"]["frechet"], **without, "missing": why, "warnings": [], "permutations": 0},

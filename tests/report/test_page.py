@@ -118,9 +118,60 @@ def test_scans_and_pairs_are_named_where_the_pointer_rests(page: Page, full: dic
     assert "Alaa et al. 2022" in page.text and "SHA-256 of the weights 579357935793" in page.text
 
 
+def test_words_chart_and_effect_of_a_feature_are_all_of_means(full: dict[str, Any], tmp_path: Path) -> None:
+    text = render(full, tmp_path).text
+    assert "4 of 60 features differ by more than chance (smallest p = 0.005)." in text
+    assert "+1.20 SD higher in synthetic p = 0.005 means 3.00 → 4.20" in text
+    assert "real: mean 3.00, standard deviation 1.00" in text
+
+
+def test_features_that_do_not_differ_are_not_shown_as_if_they_did(full: dict[str, Any], tmp_path: Path) -> None:
+    for feature in full["radiomic_shift"]["largest"]:
+        feature["p_value"] = 0.4
+    full["radiomic_shift"]["beyond_chance"] = 0
+    page = render(full, tmp_path)
+    assert "None of 60 features differs by more than chance (smallest p = 0.40)." in page.text
+    assert "The largest differences, all of them within chance" in page.text
+    inside = page.tags[[tag for tag, _ in page.tags].index("section") :]
+    shift = next(i for i, (_, attrs) in enumerate(inside) if attrs.get("id") == "shift")
+    folded = next(attrs for tag, attrs in inside[shift:] if tag == "details")
+    assert "open" not in folded
+
+
+def test_the_page_says_which_scans_were_searched_and_counts_them_apart(full: dict[str, Any], tmp_path: Path) -> None:
+    text = render(full, tmp_path / "a").text
+    assert "compared with the 30 real training scans and, apart, with the 24 held-out ones" in text
+    assert "1 of 26 close to a held-out scan 0.10 expected by chance" in text
+    assert "SYNTHETIC sample 7 , real patient 60 : similarity 0.970" in text
+    full["real"] |= {"train": 54, "val": 54}
+    full["memorization"] |= {"searched": 54, "held_out": None}
+    text = render(full, tmp_path / "b").text
+    assert "compared with all 54 real scans, as the folder has no held-out part" in text
+
+
+def test_the_page_says_what_p_and_interval_are_good_for(full: dict[str, Any], tmp_path: Path) -> None:
+    text = render(full, tmp_path / "a").text
+    assert text.count("tests whether the sets differ at all; the interval says by how much") == 1
+    assert "no interval and no p , because it repeats the computation of published numbers" in text
+    assert "The true p is larger" not in text
+    full["frd"]["frd-robust"]["groups_real"] = 12
+    text = render(full, tmp_path / "b").text
+    assert text.count("patients are known for the real scans only") == 3  # verdict, table and section
+
+
+def test_a_p_value_at_its_limit_is_marked(full: dict[str, Any], tmp_path: Path) -> None:
+    shown = render(full, tmp_path / "a").text.count("smallest possible")
+    full["scores"]["frechet"]["p_value"] = full["scores"]["kernel"]["p_value"] = 0.5
+    assert render(full, tmp_path / "b").text.count("smallest possible") == shown - 2
+
+
+def test_the_page_warns_of_the_pictures_of_patients_beside_it(page: Page) -> None:
+    assert "the cache (in the folder cache beside it, unless another was chosen) holds small pictures" in page.text
+
+
 def test_a_report_with_little_in_it_says_what_is_missing(minimal: dict[str, Any], tmp_path: Path) -> None:
     page = render(minimal, tmp_path)
-    assert "not defined expected at least 4 groups in each set, got 3" in page.text
+    assert "not defined expected at least 4 patients in each set, got 3" in page.text
     assert "not defined there is no floor" in page.text
     assert "not defined not a finite number" in page.text  # FRD of identical sets
     assert "Copies were not looked for." in page.text and "No contact sheets were made." in page.text
@@ -139,7 +190,8 @@ def test_names_from_files_stay_text(full: dict[str, Any], tmp_path: Path, dims: 
     full["embedding"]["cases"]["synthetic"][0] = _HOSTILE
     full["warnings"] = [_HOSTILE]
     full["rejected"] = [{"set": "real", "case": _HOSTILE, "reason": _HOSTILE}]
-    full["radiomic_shift"][0]["feature"] = _HOSTILE
+    full["radiomic_shift"]["largest"][0]["feature"] = _HOSTILE
+    full["memorization"]["held_out"]["pairs"][0] |= {"synthetic": _HOSTILE, "real": _HOSTILE}
     full["utility"]["classes"][0] = _HOSTILE
     full["extractor"]["name"] = _HOSTILE
     full["extractor"]["preprocessing"][_HOSTILE] = _HOSTILE
@@ -155,7 +207,6 @@ def test_names_from_files_stay_text(full: dict[str, Any], tmp_path: Path, dims: 
 def test_a_value_that_is_not_a_number_is_shown_as_such(full: dict[str, Any], tmp_path: Path) -> None:
     full["scores"]["recall"] |= {"value": float("nan"), "missing": {"value": "too few neighbors"}}
     full["embedding"]["points"]["synthetic"][0] = [float("nan"), 1.0]
-    full["radiomic_shift"][0] |= {"effect": None, "real": [None] * 5}
     full["memorization"]["c_t"] = None
     page = render(full, tmp_path)
     assert "not defined too few neighbors" in page.text

@@ -74,6 +74,10 @@ def frd(value: float, p: float, *, floor_p: float = 0.6, n: int = 120) -> dict[s
     }
 
 
+def utility(real: float | None, made: float | None) -> dict[str, Any]:
+    return {"utility": {"dice": {"real": [real], "synthetic": [made]}, "classes": ["c"]}}
+
+
 LIKE = {"mean": 0.3, "std": 0.1, "pairs": 10}
 CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("nothing found", {}, "good", ["No difference", "smallest p = 0.50 of 1 test", "none of 120 synthetic scans"]),
@@ -169,10 +173,46 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("not marked", {"synthetic": {"marked_synthetic": False}}, "caution", ["are the folders swapped"]),
     ("many rejected", {"rejected": [{"set": "real", "case": "c", "reason": "r"}] * 60}, "caution", ["rejected (60)"]),
     (
+        "copies of scans that were held out",
+        {"memorization": {"held_out": {"copies": 5, "expected_false_alarms": 0.3}}},
+        "poor",
+        ["5 of 120 are close to a held-out real scan (0.30 expected by chance), which the generator is not to have"],
+    ),
+    (
+        "one close to a held-out scan, by chance",
+        {"memorization": {"held_out": {"copies": 1, "expected_false_alarms": 0.6}}},
+        "caution",
+        ["1 of 120 is close to a held-out real scan (0.60 expected by chance)."],
+    ),
+    ("a segmenter diverged", {"utility_missing": "diverged"}, "caution", ["diverged, which says nothing about the"]),
+    ("utility refused", {"utility_missing": "refused"}, "caution", ["could not be measured, and the warnings say why"]),
+    ("utility failed", {"utility_missing": "failed"}, "caution", ["failed, and the warnings say why"]),
+    ("no segmenter learned", utility(0.03, 0.02), "caution", ["finds almost nothing (mean Dice 0.030), so what it"]),
+    (
+        "synthetic scans teach nothing",
+        utility(0.8, 0.02),
+        "poor",
+        ["finds almost nothing in real ones (mean Dice 0.02"],
+    ),
+    ("no labelled class", utility(None, None), "caution", ["no validation scan shows a labelled class"]),
+    ("useful", utility(0.8, 0.7), "good", ["reaches a mean Dice of 0.70 on real scans; trained on real"]),
+    (
+        "radiomic patients on one side only",
+        {"frd": {"frd-robust": {**frd(0.06, 0.005)["frd-robust"], "groups_real": 40, "groups_synthetic": 120}}},
+        "caution",
+        ["he p-value of FRD (frd-robust) is too small: patients are known for the real scans only"],
+    ),
+    (
+        "radiomic label maps on one side only",
+        {"frd": {"frd-robust": {**frd(0.06, 0.005)["frd-robust"], "groups_real": 120, "groups_synthetic": 40}}},
+        "caution",
+        ["patients are known for the synthetic scans only"],
+    ),
+    (
         "patients on one side only",
         {"scores": {"frechet": score("frechet", 13, p=0.005, groups_real=40)}},
         "caution",
-        ["p-values may be too small"],
+        ["he p-value of Fréchet distance is too small: patients are known for the real scans only"],
     ),
 ]
 
@@ -205,11 +245,25 @@ def test_only_real_differences_are_called_so(full: dict[str, Any]) -> None:
         (
             {
                 "scores": {"frechet": score("frechet", 30, p=0.005)},
-                "radiomic_shift": [{"feature": "wavelet-LH_glcm_Contrast", "effect": -1.5}],
+                "radiomic_shift": {
+                    "beyond_chance": 1,
+                    "largest": [{"feature": "wavelet-LH_glcm_Contrast", "effect": -1.5}],
+                },
             },
-            "contrast of neighboring gray levels (GLCM Contrast), fine detail from top to bottom (wavelet LH) is lower",
+            "neighboring gray levels (GLCM Contrast), fine detail from top to bottom (wavelet LH) is on average lower",
+        ),
+        (
+            {
+                "scores": {"frechet": score("frechet", 30, p=0.005)},
+                "radiomic_shift": {
+                    "beyond_chance": 0,
+                    "largest": [{"feature": "wavelet-LH_glcm_Contrast", "effect": -1.5}],
+                },
+            },
+            "Compare the two contact sheets",
         ),
         ({}, "train a segmenter"),
+        ({"utility_missing": "diverged"}, "broken intensities"),
     ],
 )
 def test_the_next_step_follows_the_worst_finding(changes: dict[str, Any], step: str) -> None:
@@ -225,6 +279,13 @@ def test_a_ratio_is_given_only_where_it_says_something(full: dict[str, Any]) -> 
     assert moved[1] - moved[0] == pytest.approx(value.interval[1] - value.interval[0])
 
 
+@pytest.mark.parametrize(("tail", "smallest"), [("upper", 1 / 200), ("both", 2 / 200)])
+def test_a_test_of_both_tails_cannot_give_the_p_of_one(tail: str, smallest: float) -> None:
+    row = score_rows(report(scores={"vendi": score("vendi", 10, p=0.01, tail=tail)}))[0]
+    assert row.smallest_p == pytest.approx(smallest)
+    assert row.p_is_smallest == (tail == "both")
+
+
 def test_the_methods_paragraph_names_data_protocols_and_papers(full: dict[str, Any], minimal: dict[str, Any]) -> None:
     text = methods_paragraph(full)
     for words in (
@@ -237,6 +298,8 @@ def test_the_methods_paragraph_names_data_protocols_and_papers(full: dict[str, A
         "Konz, Osuala et al. 2026",
         "Meehan et al. 2020",
         "trained for 100 steps",
+        "closest real training scan over flips",
+        "The real scans outside the training part (24) were searched",
         "eed 7.",
     ):
         assert words in text
