@@ -83,8 +83,8 @@ def evaluate(
         extractor: Network that gives the features. All but the first need `weights`; with inception on 2D images the
             Fréchet distance is the FID.
         weights: Local weight file of the extractor; nothing is downloaded.
-        image_size: Edge in pixels of the square that efficientnet-lite0 sees; larger is slower. By default 224 in 2D, 128
-            for slices of volumes. Distances compare only at one size.
+        image_size: Edge in pixels of the square that efficientnet-lite0 sees; larger is slower. By default 224 in 2D,
+            128 for slices of volumes. Distances compare only at one size.
         slices_per_plane: Slices of each of the three planes that stand for a volume.
         protocols: Protocols of the Fréchet radiomic distance; by default frd-robust. Add frd-v1 or frd-v0 to compare
             with published values.

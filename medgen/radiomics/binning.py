@@ -50,13 +50,26 @@ def bin_edges(values: np.ndarray, *, bin_width: float = 25.0, bin_count: int | N
         ``(bins + 1,)`` ascending float64; a value belongs to the last edge that does not exceed it.
 
     Raises:
-        BadInputError: If the width gives more bins than a table can hold.
+        BadInputError: If there are more bins than a table can hold, or than numbers between the intensities.
     """
     low, high = float(values.min()), float(values.max())
     if bin_count is not None:
-        edges = np.histogram_bin_edges(values, bin_count).astype(np.float64)
+        if bin_count > _MAX_BINS:
+            raise BadInputError(f"binCount: expected at most {_MAX_BINS} bins, got {bin_count}. Lower binCount.")
+        try:
+            edges = np.histogram_bin_edges(values, bin_count).astype(np.float64)
+        except ValueError as error:
+            raise BadInputError(
+                f"binCount: expected intensities that can be cut into {bin_count} bins, got {low:.17g} to {high:.17g}, "
+                "with fewer numbers in between. Lower binCount, or subtract a constant from the image."
+            ) from error
         edges[-1] += 1  # the maximum belongs to the last bin, not to one of its own
         return edges
+    if low + bin_width == low or high + bin_width == high:
+        raise BadInputError(
+            f"binWidth: expected a width that is not lost in the rounding of the intensities {low:g} to {high:g}, got "
+            f"{bin_width:g}. Raise binWidth, or subtract a constant from the image."
+        )
     if (high - low) / bin_width > _MAX_BINS:
         raise BadInputError(
             f"binWidth: expected a width that cuts the intensities {low:g} to {high:g} into at most {_MAX_BINS} bins, "

@@ -22,6 +22,7 @@ Array = np.ndarray | torch.Tensor
 # Recommendation ITU-R BT.709, as scikit-image and frd-score weigh colors.
 LUMINANCE = (0.2125, 0.7154, 0.0721)
 _ROUNDING_SHIFT = 0.6180339887498949
+_LARGEST = 1e70
 
 
 def extract(
@@ -46,21 +47,24 @@ def extract(
         mask: Label map of the same shape, or None for the whole image.
         spacing: Voxel edges in mm, in the order of the axes; None stands for 1 mm.
         parameters: Parameters, a PyRadiomics parameter file, or its content. None takes PyRadiomics's defaults.
-        label: Value of the region in the mask. None takes the setting ``label``, which is 1 if not set.
+        label: Value of the one region in the mask. None takes the setting ``label``, which is 1 if not set.
         diagnostics: Whether to add mean, minimum and maximum of the image, and voxels and parts of the mask, before
             and after resampling, as numbers named ``diagnostics_...``.
         engine: ``pyradiomics`` has an installed PyRadiomics compute the same call.
-        **settings: PyRadiomics settings that override those of `parameters`, such as ``binWidth=5``.
+        **settings: PyRadiomics settings that override those of `parameters`, such as ``binWidth=5``. Of SimpleITK's
+            interpolators, ``interpolator`` may be sitkNearestNeighbor, sitkLinear or sitkBSpline (cubic); the engine
+            ``pyradiomics`` takes all of them.
 
     Returns:
-        Values by name, such as ``wavelet-LH_glcm_Contrast``. A feature that the region has no voxel pair for is NaN.
+        Values by name, such as ``wavelet-LH_glcm_Contrast``. A feature that the region has no voxel pair for is NaN,
+        or the 0 or 1 that PyRadiomics gives it.
 
     Raises:
         BadInputError: If shapes differ, an intensity is not finite, the region is empty or too small, a setting is
-            unknown, or the spacing is not positive.
+            unknown, the label is not one whole number, or the spacing is not positive.
     """
     chosen = as_parameters(parameters, settings)
-    value = int(chosen.settings.get("label", 1)) if label is None else int(label)
+    value = _label(chosen.settings.get("label", 1) if label is None else label)
     return extract_labels(
         image, mask, [value], spacing=spacing, parameters=chosen, diagnostics=diagnostics, engine=engine
     )[value]
@@ -219,8 +223,14 @@ def _arrays(
         raise BadInputError(
             f"image: expected one channel, (H, W) or (X, Y, Z), got shape {pixels.shape}. Pass channels one by one."
         )
-    if not np.isfinite(pixels).all():
+    largest = np.abs(pixels).max()
+    if not np.isfinite(largest):
         raise BadInputError("image: expected finite intensities, got NaN or infinity. Repair or leave out the scan.")
+    if largest > _LARGEST:
+        raise BadInputError(
+            f"image: expected intensities up to {_LARGEST:g}, whose fourth powers are finite, got {largest:g}. "
+            "Divide the image by a constant."
+        )
     steps = (1.0,) * pixels.ndim if spacing is None else tuple(float(step) for step in spacing)
     if len(steps) != pixels.ndim or not all(np.isfinite(step) and step > 0 for step in steps):
         raise BadInputError(
@@ -230,10 +240,12 @@ def _arrays(
     if marked.shape != pixels.shape:
         raise BadInputError(f"mask: expected the shape of the image {pixels.shape}, got {marked.shape}.")
     if not (np.issubdtype(marked.dtype, np.integer) or marked.dtype == bool):
+        if not np.isfinite(marked).all():
+            raise BadInputError("mask: expected whole numbers, got NaN or infinity. Set voxels without a label to 0.")
         if not np.array_equal(marked, np.round(marked)):
             raise BadInputError("mask: expected whole numbers, got fractions. Threshold it first.")
         marked = marked.astype(np.int64)
-    values = [int(v) for v in np.unique(marked) if v > 0] if labels is None else [int(v) for v in labels]
+    values = [int(v) for v in np.unique(marked) if v > 0] if labels is None else _labels(labels)
     if not values:
         raise BadInputError("mask: expected at least one voxel above 0, got none. Leave the scan out.")
     if pixels.ndim == 3:
@@ -247,6 +259,20 @@ def _arrays(
             present = [int(v) for v in np.unique(marked) if v != 0]
             raise BadInputError(f"mask: expected voxels of label {value}, got none; it holds {present or 'only 0'}.")
     return np.ascontiguousarray(pixels), regions, steps
+
+
+def _label(value: Any) -> int:
+    """One label, checked."""
+    if not isinstance(value, (int, float, np.number)) or not float(value).is_integer():
+        raise BadInputError(f"label: expected one whole number, got {value!r}. Use extract_labels for several labels.")
+    return int(value)
+
+
+def _labels(values: Any) -> list[int]:
+    """Several labels, checked."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise BadInputError(f"labels: expected whole numbers, such as [1, 2], got {values!r}. Put one label in a list.")
+    return [_label(value) for value in values]
 
 
 def _plain(array: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from medgen.radiomics.lbp import LBP_METHODS, lbp_2d, lbp_3d
 from medgen.radiomics.recursive_gaussian import MIN_VOXELS, laplacian_of_gaussian
+from medgen.radiomics.resampling import check_layout
 from medgen.radiomics.wavelet import wavelet_bands
 from medgen.types import BadInputError, Shape, Spacing
 
@@ -42,15 +43,7 @@ def derive(
     Raises:
         BadInputError: The image type is unknown, a setting is outside its range, or the arrays do not fit.
     """
-    if image.ndim not in (2, 3) or image.dtype != np.float64 or not image.flags.c_contiguous:
-        raise BadInputError(
-            f"expected a C-contiguous float64 image of 2 or 3 axes, got {image.dtype} of shape {image.shape}: "
-            "pass numpy.ascontiguousarray(image, dtype=float)"
-        )
-    if mask.shape != image.shape or mask.dtype != np.bool_:
-        raise BadInputError(
-            f"expected a boolean mask of the image's shape {image.shape}, got {mask.dtype} of shape {mask.shape}"
-        )
+    check_layout(image, mask)
     skipped(image.shape, spacing, image_type, settings)
     yield from _DERIVERS[image_type](image, mask, spacing, settings)
 
@@ -81,7 +74,9 @@ def skipped(shape: Shape, spacing: Spacing, image_type: str, settings: Settings)
     if image_type == "LBP3D" and len(shape) != 3:
         levels, _, _ = _lbp_3d_settings(settings)
         names = [f"lbp-3D-m{level + 1}" for level in range(levels)] + ["lbp-3D-k"]
-        return dict.fromkeys(names, f"LBP3D needs a volume, and the image has {len(shape)} axes")
+        return dict.fromkeys(
+            names, "LBP3D needs a volume, and the image is a plane. Take LBP3D out of the image types."
+        )
     return {}
 
 
@@ -173,13 +168,14 @@ def _log_name(sigma: float) -> str:
 
 def _log_too_small(shape: Shape, spacing: Spacing, sigma: float) -> str:
     """Why an image of this shape has no LoG of this width, or an empty string."""
-    if min(shape) < MIN_VOXELS:
-        return f"LoG needs {MIN_VOXELS} voxels along each axis, and the image has {shape}"
-    needed = tuple(math.ceil(sigma / edge) + 1 for edge in spacing)
-    if any(n < least for n, least in zip(shape, needed, strict=True)):
-        return (
-            f"LoG of sigma {sigma} mm needs {needed} voxels at spacing {tuple(spacing)} mm, and the image has {shape}"
-        )
+    for n, edge in zip(shape, spacing, strict=True):
+        needed = max(math.ceil(sigma / edge) + 1, MIN_VOXELS)
+        if n < needed:
+            return (
+                f"the image, as it is filtered, has {n} voxels of {edge:g} mm along one axis, and a LoG (Laplacian of "
+                f"Gaussian) of sigma {sigma} mm needs at least {needed}. Extract from single slices as 2D images, "
+                "choose a smaller sigma, or take LoG out of the image types."
+            )
     return ""
 
 

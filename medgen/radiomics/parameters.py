@@ -13,20 +13,10 @@ import pywt
 import yaml
 
 from medgen.radiomics import firstorder, glcm, ngtdm, sizes
+from medgen.radiomics.filters import IMAGE_TYPES
+from medgen.radiomics.resampling import INTERPOLATORS
 from medgen.types import BadInputError
 
-IMAGE_TYPES = (
-    "Original",
-    "Wavelet",
-    "LoG",
-    "Square",
-    "SquareRoot",
-    "Logarithm",
-    "Exponential",
-    "Gradient",
-    "LBP2D",
-    "LBP3D",
-)
 # Names of each class in the order of the output.
 FEATURES: dict[str, tuple[str, ...]] = {
     "firstorder": tuple(name for name in firstorder.NAMES if name != "StandardDeviation"),
@@ -100,6 +90,14 @@ def _one_of(*names: str) -> Callable[[Any], bool]:
 
 
 _ANY_LENGTH = range(1, 1000)
+_FEW = 12  # more names than this hide the message that lists them
+# SimpleITK's, which only engine="pyradiomics" has.
+_OTHER_INTERPOLATORS = (
+    *("sitkGaussian", "sitkLabelGaussian", "sitkLabelLinear"),
+    *(f"sitk{window}WindowedSinc" for window in ("Hamming", "Cosine", "Welch", "Lanczos", "Blackman")),
+    *("sitkBSpline1", "sitkBSpline2", "sitkBSpline4", "sitkBSpline5"),
+    *("sitkBSplineResampler", *(f"sitkBSplineResamplerOrder{order}" for order in range(1, 6))),
+)
 # Setting: what it must be, and the test for it.
 _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minimumROIDimensions": ("1, 2 or 3", lambda value: _counting(value) and value <= 3),
@@ -116,8 +114,8 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "removeOutliers": ("a positive number", _positive),
     "resampledPixelSpacing": ("2 or 3 lengths in mm from 0", _each(lambda v: _number(v) and v >= 0, range(2, 4))),
     "interpolator": (
-        "sitkNearestNeighbor, sitkLinear or sitkBSpline",
-        _one_of("sitkNearestNeighbor", "sitkLinear", "sitkBSpline"),
+        f"{', '.join(INTERPOLATORS)}, or with engine='pyradiomics' another interpolator of SimpleITK",
+        _one_of(*INTERPOLATORS, *_OTHER_INTERPOLATORS),
     ),
     "padDistance": ("a whole number from 0", _natural),
     "distances": ("positive whole numbers", _each(_counting, _ANY_LENGTH)),
@@ -282,7 +280,15 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
 
 def _require_known(name: str, known: Iterable[str], where: str) -> None:
     names = list(known)
-    if name not in names:
-        close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise BadInputError(f"{where}: expected one of {', '.join(names)}, got {name!r}.{hint}")
+    if name in names:
+        return
+    if close := difflib.get_close_matches(str(name), names, n=1, cutoff=0.6):
+        raise BadInputError(
+            f"{where}: expected a name that PyRadiomics knows, got {name!r}. Did you mean {close[0]!r}?"
+        )
+    if len(names) <= _FEW:
+        raise BadInputError(f"{where}: expected one of {', '.join(names)}, got {name!r}.")
+    raise BadInputError(
+        f"{where}: expected a name that PyRadiomics knows, such as {names[0]}, got {name!r}. "
+        "The chapter 'Customizing the extraction' of its documentation lists them."
+    )

@@ -49,7 +49,10 @@ def laplacian_of_gaussian(image: np.ndarray, spacing: Spacing, sigma: float) -> 
         BadInputError: An axis is too short.
     """
     if min(image.shape) < MIN_VOXELS:
-        raise BadInputError(f"LoG: expected {MIN_VOXELS} voxels or more along each axis, got {image.shape}")
+        raise BadInputError(
+            f"LoG: expected {MIN_VOXELS} voxels or more along each axis, got {image.shape}. "
+            "Filter single slices as 2D images, or leave LoG out."
+        )
     total = np.zeros_like(image)
     # ITK counts axes from x, the last one here, and the order decides the rounding.
     axes = tuple(reversed(range(image.ndim)))

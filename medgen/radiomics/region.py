@@ -27,14 +27,17 @@ def normalize(image: np.ndarray, *, scale: float = 1.0, outliers: float | None =
     Raises:
         BadInputError: If the image is constant.
     """
-    deviation = image.std(ddof=1) if image.size > 1 else 0.0
-    # A constant image of large intensities has a deviation of rounding errors.
-    if deviation <= 1e-12 * max(abs(image.min()), abs(image.max())):
+    # As ITK takes them: sums of whole intensities are exact, so that these are normalized to the same last bit, and
+    # fall in the same bins.
+    total, squares = float(image.sum()), float(np.square(image).sum())
+    variance = (squares - total * total / image.size) / max(image.size - 1, 1)
+    # A constant image of large intensities has a variance of rounding errors.
+    if variance <= 1e-14 * squares / image.size:
         raise BadInputError(
             f"image: expected intensities that vary, got a constant image of {image.flat[0]:g}, which cannot be "
             "normalized. Leave it out, or switch normalize off."
         )
-    scores = (image - image.mean()) / deviation
+    scores = (image - total / image.size) * (1.0 / np.sqrt(variance))
     if outliers is not None:
         scores = scores.clip(-outliers, outliers)
     return scores * scale

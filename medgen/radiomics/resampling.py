@@ -13,7 +13,7 @@ from numba import njit
 
 from medgen.types import BadInputError, Spacing
 
-INTERPOLATORS = ("sitkNearestNeighbor", "sitkLinear", "sitkBSpline")
+INTERPOLATORS = ("sitkNearestNeighbor", "sitkLinear", "sitkBSpline", "sitkBSpline3")
 
 # Pole of the recursive filter that turns samples into cubic B-spline coefficients.
 _POLE = np.sqrt(3.0) - 2.0
@@ -77,8 +77,30 @@ def resample(
         "sitkNearestNeighbor": lambda: image[np.ix_(*nearest)],
         "sitkLinear": lambda: _linear(image, points),
         "sitkBSpline": lambda: _cubic(image, points),
+        "sitkBSpline3": lambda: _cubic(image, points),  # another name for the same
     }[interpolator]()
     return np.where(kept, values, 0.0), mask[np.ix_(*nearest)] & kept, tuple(new.tolist())
+
+
+def check_layout(image: np.ndarray, mask: np.ndarray) -> None:
+    """Refuse arrays that the kernels cannot read.
+
+    Args:
+        image: Expected to be ``(z, y, x)`` or ``(y, x)`` float64, C-contiguous.
+        mask: Expected to be boolean, of the image's shape.
+
+    Raises:
+        BadInputError: If they are not.
+    """
+    if image.ndim not in (2, 3) or image.dtype != np.float64 or not image.flags.c_contiguous:
+        raise BadInputError(
+            f"expected a C-contiguous float64 image of 2 or 3 axes, got {image.dtype} of shape {image.shape}: "
+            "pass numpy.ascontiguousarray(image, dtype=float)"
+        )
+    if mask.shape != image.shape or mask.dtype != np.bool_:
+        raise BadInputError(
+            f"expected a boolean mask of the image's shape {image.shape}, got {mask.dtype} of shape {mask.shape}"
+        )
 
 
 def _check(
@@ -90,15 +112,7 @@ def _check(
     pad_distance: int,
 ) -> None:
     """Raise for arguments outside their range."""
-    if image.ndim not in (2, 3) or image.dtype != np.float64 or not image.flags.c_contiguous:
-        raise BadInputError(
-            f"expected a C-contiguous float64 image of 2 or 3 axes, got {image.dtype} of shape {image.shape}: "
-            "pass numpy.ascontiguousarray(image, dtype=float)"
-        )
-    if mask.shape != image.shape or mask.dtype != np.bool_:
-        raise BadInputError(
-            f"expected a boolean mask of the image's shape {image.shape}, got {mask.dtype} of shape {mask.shape}"
-        )
+    check_layout(image, mask)
     if not mask.any():
         raise BadInputError("expected a mask with a region, got an empty one: nothing says where to resample")
     if len(spacing) != image.ndim or not all(edge > 0 for edge in spacing):
@@ -109,7 +123,10 @@ def _check(
             f"got {tuple(new_spacing)}"
         )
     if interpolator not in INTERPOLATORS:
-        raise BadInputError(f"interpolator: expected one of {', '.join(INTERPOLATORS)}, got {interpolator!r}")
+        raise BadInputError(
+            f"interpolator: expected one of {', '.join(INTERPOLATORS)}, got {interpolator!r}. "
+            "Choose one of these, or pass engine='pyradiomics', which takes all of SimpleITK's."
+        )
     if pad_distance < 0 or pad_distance != int(pad_distance):
         raise BadInputError(f"padDistance: expected a whole number of voxels of at least 0, got {pad_distance!r}")
 

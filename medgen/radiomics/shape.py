@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medgen.radiomics.mesh import diameter_2d, diameters, surface
+from medgen.radiomics.region import bounding_box
 from medgen.types import BadInputError, Spacing
 
 # PyRadiomics takes eigenvalues between this and 0 for rounding, and gives NaN below.
@@ -101,10 +102,7 @@ def _bordered(mask: np.ndarray, spacing: Spacing, axes: int) -> np.ndarray:
         )
     if len(spacing) != axes or not all(edge > 0 for edge in spacing):
         raise BadInputError(f"expected {axes} voxel edge lengths above 0 mm, got {tuple(spacing)}")
-    for axis in range(axes):
-        met = np.flatnonzero(mask.any(axis=tuple(set(range(axes)) - {axis})))
-        mask = mask.take(np.arange(met[0], met[-1] + 1), axis)
-    return np.pad(mask, 1)
+    return np.pad(mask[bounding_box(mask)], 1)
 
 
 def _axis_variances(mask: np.ndarray, spacing: Spacing) -> np.ndarray:

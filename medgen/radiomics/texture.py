@@ -42,7 +42,8 @@ def texture(
         spacing: Voxel edges along z, y, x in mm, for the weighting.
 
     Returns:
-        Values per class and name. A feature that a region has no voxel pair for is NaN, as in PyRadiomics.
+        Values per class and name. A feature that a region has no voxel pair for is NaN, or the 0 or 1 that
+        PyRadiomics gives it.
     """
     flat_axis = int(settings.get("force2Ddimension", 0)) if settings.get("force2D", False) else None
     distances = [int(distance) for distance in settings.get("distances", [1])]
@@ -111,7 +112,10 @@ def _glcm(
             correlations.append(glcm.mcc(inner + inner.T if symmetrical else inner))
     values = np.mean(rows, axis=0) if rows else np.full(len(glcm.NAMES), np.nan)
     result = dict(zip(glcm.NAMES, values.tolist(), strict=True))
-    result["MCC"] = 1.0 if size < 3 else float(np.mean(correlations)) if correlations else float("nan")
+    result["MCC"] = float(np.mean(correlations)) if correlations else float("nan")
+    if not rows and size == 2:
+        # What PyRadiomics's formulas come to for one gray level without a pair.
+        result.update({"InverseVariance": 0.0} if _keeps_empty(weights, steps) else {"MCC": 1.0})
     return {name: result[name] for name in names}
 
 
@@ -141,7 +145,14 @@ def _glrlm(
         merged = sum((weights[direction] * runs[direction] for direction in used), start=np.zeros(runs.shape[1:]))
         rows = [sizes.features(merged, region.levels, lengths)] if merged.any() else []
     values = np.mean(rows, axis=0) if rows else np.full(16, np.nan)
+    if not rows and _keeps_empty(weights, offsets):
+        values[[sizes.SIZE_VARIANCE, sizes.ENTROPY]] = 0.0  # PyRadiomics's sums over no run length
     return _pick(values, sizes.GLRLM, names)
+
+
+def _keeps_empty(weights: np.ndarray | None, directions: np.ndarray) -> bool:
+    """Whether PyRadiomics keeps a matrix that counts nothing: it drops empty directions only if there are several."""
+    return weights is not None or len(directions) == 1
 
 
 def _sizes(

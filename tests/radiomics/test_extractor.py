@@ -13,6 +13,7 @@ import torch
 from scipy import ndimage
 
 from medgen.radiomics import Parameters, extract, extract_labels, luminance
+from medgen.radiomics.region import normalize
 from medgen.types import BadInputError
 
 
@@ -79,17 +80,26 @@ def test_a_parameter_file_of_pyradiomics_is_read_as_it_is(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"setting": {"binwidth": 5}}, r"setting: expected one of .*, got 'binwidth'. Did you mean 'binWidth'\?"),
+        (
+            {"setting": {"binwidth": 5}},
+            r"setting: expected a name that PyRadiomics knows, got 'binwidth'. Did you mean 'binWidth'\?$",
+        ),
+        ({"setting": {"zzz": 5}}, "setting: .*got 'zzz'. The chapter 'Customizing the extraction'"),
+        ({"setting": {"interpolator": "sitkFoo"}}, "setting interpolator: expected sitkNearestNeighbor, sitkLinear"),
         ({"setting": {"binWidth": 0}}, "setting binWidth: expected a positive number, got 0"),
         ({"setting": {"normalize": "yes"}}, "setting normalize: expected true or false, got 'yes'"),
         ({"setting": {"wavelet": "coif99"}}, "setting wavelet: expected a discrete wavelet of PyWavelets"),
         ({"setting": {"resampledPixelSpacing": [1, -1]}}, "resampledPixelSpacing: expected 2 or 3 lengths"),
-        ({"imageType": {"Wavelets": {}}}, r"imageType: expected one of .*, got 'Wavelets'. Did you mean 'Wavelet'\?"),
-        ({"imageType": {"LoG": {"sigmas": [1]}}}, "imageType LoG: expected one of .*, got 'sigmas'"),
+        ({"imageType": {"Wavelets": {}}}, r"imageType: expected a name .*, got 'Wavelets'. Did you mean 'Wavelet'\?"),
+        ({"imageType": {"LoG": {"sigmas": [1]}}}, "imageType LoG: .*, got 'sigmas'. Did you mean 'sigma'"),
         ({"featureClass": {"glcm": ["Contrasts"]}}, r"featureClass glcm: .*Did you mean 'Contrast'\?"),
         (
             {"features": {}},
-            "parameters: expected one of imageType, featureClass, setting, voxelSetting, got 'features'",
+            r"parameters: expected a name that PyRadiomics knows, got 'features'. Did you mean 'featureClass'\?",
+        ),
+        (
+            {"zzz": {}},
+            "parameters: expected one of imageType, featureClass, setting, voxelSetting, got 'zzz'",
         ),
         ({"setting": 5}, "setting: expected names with values, got 5"),
     ],
@@ -140,6 +150,17 @@ def test_what_has_no_features_is_refused(image: np.ndarray, labels: np.ndarray) 
         extract(np.zeros((2, 3, 4, 5)))
     with pytest.raises(BadInputError, match="mask: expected whole numbers, got fractions"):
         extract(image, labels * 0.3)
+    with pytest.raises(BadInputError, match="mask: expected whole numbers, got NaN or infinity"):
+        extract(image, np.where(labels == 4, np.nan, labels))
+    for label in ([1, 2], "1", 1.5, None):
+        with pytest.raises(BadInputError, match=r"label: expected one whole number, got .*Use extract_labels"):
+            extract_labels(image, labels, [label])  # type: ignore[list-item]
+    with pytest.raises(BadInputError, match=r"label: expected one whole number, got \[1, 4\]. Use extract_labels"):
+        extract(image, labels, label=[1, 4])  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match=r"labels: expected whole numbers, such as \[1, 2\], got 4"):
+        extract_labels(image, labels, 4)  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match=r"interpolator: .*got 'sitkGaussian'. Choose one of these, or pass engine"):
+        extract(image, labels, interpolator="sitkGaussian", resampledPixelSpacing=[2, 2])
     with pytest.raises(BadInputError, match="resegmentRange: expected more than one voxel within"):
         extract(image, labels, resegmentRange=[1000, 2000])
     with pytest.raises(BadInputError, match="engine: expected medgen or pyradiomics, got 'torch'"):
@@ -156,6 +177,12 @@ def test_a_constant_image_has_features_and_cannot_be_normalized(image: np.ndarra
         extract(flat, normalize=True)
 
 
+def test_whole_intensities_are_normalized_to_the_last_bit_of_itk(image: np.ndarray) -> None:
+    simple_itk = pytest.importorskip("SimpleITK")
+    expected = simple_itk.GetArrayFromImage(simple_itk.Normalize(simple_itk.GetImageFromArray(image)))
+    np.testing.assert_array_equal(normalize(image), expected)
+
+
 def test_two_voxels_have_features_but_for_the_robust_deviation(image: np.ndarray) -> None:
     mask = np.zeros(image.shape, dtype=np.uint8)
     mask[4, 4] = mask[5, 5] = 1
@@ -166,12 +193,39 @@ def test_two_voxels_have_features_but_for_the_robust_deviation(image: np.ndarray
     assert found["original_firstorder_Mean"] == 20
 
 
+def test_voxels_without_a_neighbor_have_what_pyradiomics_gives_them(image: np.ndarray) -> None:
+    mask = np.zeros(image.shape, dtype=np.uint8)
+    mask[4, 4] = mask[9, 15] = 1
+    flat = np.zeros_like(image)
+    apart = extract(flat, mask)
+    merged = extract(flat, mask, weightingNorm="no_weighting")
+    assert apart["original_glcm_MCC"] == 1
+    assert np.isnan([apart["original_glcm_InverseVariance"], apart["original_glrlm_RunEntropy"]]).all()
+    assert np.isnan([merged["original_glcm_MCC"], merged["original_glrlm_RunPercentage"]]).all()
+    names = ("glcm_InverseVariance", "glrlm_RunEntropy", "glrlm_RunVariance")
+    assert [merged[f"original_{name}"] for name in names] == [0, 0, 0]
+
+
 def test_gray_levels_beyond_memory_are_refused() -> None:
     noise = np.random.default_rng(0).normal(size=(120, 120)) * 1e6
     with pytest.raises(BadInputError, match="glcm: expected at most 8191 gray levels, got 1"):
         extract(noise, binWidth=1)
     with pytest.raises(BadInputError, match="binWidth: expected a width that cuts"):
         extract(noise, binWidth=1e-3)
+    with pytest.raises(BadInputError, match="binCount: expected at most 10000000 bins, got 1000000000000"):
+        extract(noise, binCount=10**12)
+
+
+def test_intensities_beyond_the_precision_of_numbers_are_refused() -> None:
+    noise = np.random.default_rng(0).normal(size=(12, 12))
+    with pytest.raises(
+        BadInputError, match=r"image: expected intensities up to 1e\+70.*got .*e\+300. Divide the image"
+    ):
+        extract(noise * 1e300, binCount=8)
+    with pytest.raises(BadInputError, match="binCount: expected intensities that can be cut into 32 bins"):
+        extract(noise + 1e16, binCount=32)
+    with pytest.raises(BadInputError, match="binWidth: expected a width that is not lost in the rounding"):
+        extract(noise + 1e18, binWidth=5)
 
 
 def test_a_volume_too_small_for_a_filter_says_what_is_left_out() -> None:

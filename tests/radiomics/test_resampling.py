@@ -109,7 +109,10 @@ def test_only_the_surroundings_are_kept() -> None:
         ({"spacing": (1, 0)}, r"spacing: expected 2 edge lengths above 0 mm, got \(1, 0\)"),
         ({"new_spacing": (1, 2, 2)}, r"resampledPixelSpacing: expected 2 edge lengths.*got \(1, 2, 2\)"),
         ({"new_spacing": (1, -2)}, r"resampledPixelSpacing: expected 2 edge lengths.*got \(1, -2\)"),
-        ({"interpolator": "sitkGaussian"}, "interpolator: expected one of sitkNearestNeighbor.*got 'sitkGaussian'"),
+        (
+            {"interpolator": "sitkGaussian"},
+            "interpolator: .*sitkNearestNeighbor.*got 'sitkGaussian'.*engine='pyradiomics'",
+        ),
         ({"pad_distance": -1}, "padDistance: expected a whole number of voxels of at least 0, got -1"),
     ],
 )
@@ -138,7 +141,7 @@ def test_pyradiomics_agrees(
     sitk = pytest.importorskip("SimpleITK")
     logging.getLogger("radiomics").setLevel(logging.CRITICAL)
     # There ITK's splines read outside their image.
-    assume(interpolator != "sitkBSpline" or 2 not in shape)
+    assume("BSpline" not in interpolator or 2 not in shape)
     random = np.random.default_rng(seed)
     image = random.normal(size=shape) * 300
     low = [int(random.integers(n)) for n in shape]
