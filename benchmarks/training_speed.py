@@ -36,6 +36,7 @@ from medgen.planning import Plan, network_arguments, read_plan
 from medgen.precision import autocast, memory_format, resolve_precision
 from medgen.training.cache import CachedScan, cache_scans, cache_variants, crop_to, read_scan
 from medgen.training.denoiser import DenoiserStage
+from medgen.training.steering import Steering
 
 SETS = {2: ("cardiac_acdc", "cardiac_2d.yaml"), 3: ("hippocampus3d", "hippocampus_3d.yaml")}
 GOAL = 2.0
@@ -61,7 +62,7 @@ def medgen_step(plan: Plan, encoder: Autoencoder, denoiser: Denoiser, scans: lis
         own.objective,
         files,
         [],
-        num_classes=len(plan.class_names),
+        steering=Steering(own.conditions, len(plan.class_names), scans),
         preview=lambda step, path: None,
         accelerator=Accelerator(cpu=True),
         precision=precision,
@@ -100,7 +101,7 @@ def plain_step(plan: Plan, encoder: Autoencoder, denoiser: Denoiser, scans: list
         noise = torch.randn_like(latents)
         t = plan.denoiser.objective.sample_timesteps(len(latents), generator=torch.Generator())
         noisy = plan.denoiser.objective.add_noise(latents, noise, t)
-        output = denoiser(noisy, t, one_hot(batch["label"], classes))
+        output = denoiser(noisy, t, {"mask": one_hot(batch["label"], classes)})
         loss = F.mse_loss(output, plan.denoiser.objective.target(latents, noise, t))
         loss.backward()
         optimizer.step()
@@ -128,7 +129,7 @@ def network_step(plan: Plan, denoiser: Denoiser, precision: str) -> Step:
 
     def step() -> None:
         with autocast("cpu", precision):
-            output = denoiser(x, t, mask)
+            output = denoiser(x, t, {"mask": mask})
         F.mse_loss(output.float(), x).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from medgen import Generator
 from medgen.conditions.condition import Condition
 from medgen.conditions.mask import one_hot
 from medgen.data.io import write_image, write_label
-from medgen.diffusion.guidance import guide
+from medgen.diffusion.guidance import Guided
 from medgen.diffusion.sampler import sample
 from medgen.seeding import seeded_noise
 from medgen.types import Grid
@@ -43,9 +43,10 @@ def main() -> None:
         index = generator.decode_label(distances)
 
         # Two scans of it, in one batch. A scan depends on its own seed, not on its neighbor.
-        condition = Condition(mask=one_hot(index.long(), generator.num_classes).repeat(2, *[1] * (len(shape) + 1)))
+        mask = one_hot(index.long(), generator.num_classes).repeat(2, *[1] * (len(shape) + 1))
+        chain, scales = Condition({"mask": mask}).chain(config.guidance_scale)
         latents = sample(
-            guide(generator.denoise, condition, condition.null(), guidance_scale=config.guidance_scale),
+            Guided(generator.denoise, chain, scales),
             seeded_noise(generator.latent_shape(shape), seeds=[1, 2]),
             objective=config.objective,
             temperature=config.temperature,

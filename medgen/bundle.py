@@ -25,7 +25,7 @@ from medgen.types import BadInputError
 
 SETTINGS = "generator.json"
 FORMAT_VERSION = 2
-NETWORKS = ("autoencoder", "denoiser", "label_denoiser")
+NETWORKS = ("autoencoder", "denoiser", "label_denoiser", "text_encoder", "control_mask", "control_edge")
 # What this module leaves in a folder: networks in use, and what an interrupted save did not get to use or to remove.
 _NETWORK = "|".join(NETWORKS)
 _OWN_NAME = re.compile(rf"({_NETWORK})-[0-9a-f]{{8}}|\.({_NETWORK})\.partial|\.generator\.json\.[0-9a-f]+\.partial")
@@ -185,11 +185,13 @@ def _folders_in_use(folder: Path) -> set[str]:
 def _write_network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> dict[str, Any]:
     partial = folder / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    # Where a network was once loaded from is nobody's business, and would change the model's digest.
-    stored = type(network).from_config({k: v for k, v in network.config.items() if k != "_name_or_path"})
-    stored.load_state_dict(network.state_dict())
-    for parameter in stored.parameters():
-        parameter.data = parameter.data.to(dtype)
+    stored = network
+    if hasattr(network, "from_config"):
+        # Where a network was once loaded from is nobody's business, and would change the model's digest.
+        stored = type(network).from_config({k: v for k, v in network.config.items() if not k.startswith("_")})
+        stored.load_state_dict(network.state_dict())
+        for parameter in stored.parameters():
+            parameter.data = parameter.data.to(dtype)
     try:
         with explain_full_disk(folder / name):
             stored.save_pretrained(partial)

@@ -58,6 +58,8 @@ COMMANDS = {
         examples=(
             "  medgen synthesize --output out\n"
             "  medgen synthesize --model runs/mine --labels FOLDER/labels --output synthetic --num_samples 200\n"
+            "  medgen synthesize --model runs/mine --prompts prompts.txt --labels FOLDER/labels --output synthetic\n"
+            "  medgen synthesize --model runs/mine --conditions conditions.csv --output synthetic\n"
             "  medgen synthesize --replay out/manifest.jsonl --output again\n"
             "  medgen synthesize --replay synthetic/manifest.jsonl --model runs/mine --labels FOLDER/labels"
         ),

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,28 @@ class SampleRecord:
         sampler: Name of the sampler.
         sampler_spacing: Name of its timestep spacing.
         num_inference_steps: Network steps of the sampler.
-        guidance_scale: w of classifier-free guidance; 1 is off.
+        guidance_scale: w of classifier-free guidance, of all conditions or by name; 1 is off.
         temperature: Factor on the noise that the image started from; 1 is as trained.
         precision: ``"fp32"`` or ``"bf16"``.
         max_memory_gb: Bound that the decoder worked under, or None.
-        label: How the label arose: ``source`` (``files``, ``deform``, ``generate``), its ``file`` name and
-            ``sha256``, the drawn ``deformation`` or ``attempt`` that was accepted.
+        label: How the label arose: ``source`` (``files``, ``deform``, ``generate``, or ``none`` where it has no label),
+            its ``file`` name and ``sha256``, the drawn ``deformation`` or ``attempt`` that was accepted.
         batch: The samples that went through the networks together (``case``, ``index``, ``seed``, ``file``,
-            ``sha256``), because a batch decides the rounding.
+            ``sha256``, ``conditions``), because a batch decides the rounding.
         shape: Voxels of the written scan.
         spacing: Its voxel edges in mm.
         model_shape: Voxels that the networks saw, padding included.
         image_sha256: Digest of the written intensities, see :func:`sha256_array`.
-        label_sha256: Digest of the written label.
+        label_sha256: Digest of the written label; None where it has none.
         files: Path within the output folder to SHA-256 of each written file.
         runtime: Device, processor, threads and library versions.
         synthetic: Always true; marks the sample wherever the record travels.
+        conditions: What steered it besides its label, and only that: ``text``, ``edge`` or ``edge_map`` (``file`` and
+            ``sha256`` of each file), ``attributes``.
+        guidance_interval: Shares of the noise process between which guidance acted.
+        guidance_rescale: Share by which it gave back the standard deviation that it added.
+        network_evaluations: Passes of the denoiser; None in records from before they were counted.
+        controls: How control branches acted, by condition, where not as trained.
     """
 
     case: str
@@ -66,7 +72,7 @@ class SampleRecord:
     sampler: str
     sampler_spacing: str
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | dict[str, float]
     temperature: float
     precision: str
     max_memory_gb: float | None
@@ -76,10 +82,15 @@ class SampleRecord:
     spacing: list[float]
     model_shape: list[int]
     image_sha256: str
-    label_sha256: str
+    label_sha256: str | None
     files: dict[str, str]
     runtime: dict[str, Any]
     synthetic: bool = True
+    conditions: dict[str, Any] = field(default_factory=dict)
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    guidance_rescale: float = 0.0
+    network_evaluations: int | None = None
+    controls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON.
@@ -91,8 +102,8 @@ class SampleRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SampleRecord:
-        """Build a record from parsed JSON; keys that later stages added are left out, and a record from before
-        temperatures has 1.
+        """Build a record from parsed JSON; keys that later stages added are left out, and what a record from before
+        temperatures or conditions lacks is what held then.
 
         Args:
             values: Parsed line of a manifest.
@@ -104,11 +115,11 @@ class SampleRecord:
             BadInputError: If a key is missing.
         """
         values = {"temperature": 1.0, **values}  # records from before it could be set
-        names = [item.name for item in fields(cls)]
-        missing = [name for name in names if name not in values]
+        needed = [item for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING]
+        missing = [item.name for item in needed if item.name not in values]
         if missing:
             raise BadInputError(f"expected a sample record, got one without {', '.join(missing)}")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
 
 def append_record(path: Path, record: SampleRecord) -> None:

@@ -33,10 +33,11 @@ PUBLIC_NAMES = [
 
 # Users' scripts and YAML files call these arguments by name: taking one away breaks them.
 ARGUMENTS = {
-    "train": "data output plan dry_run skip_bad stages max_steps device seed",
+    "train": "data output plan conditions base lora_rank dry_run skip_bad stages max_steps device seed",
     "synthesize": (
         "output model labels label_source num_samples batch_size seed sampler sampler_spacing num_inference_steps "
-        "guidance_scale temperature precision device max_memory_gb skip_bad overwrite replay"
+        "guidance_scale temperature precision device max_memory_gb skip_bad overwrite replay prompts edges edge_maps "
+        "attributes conditions guidance_interval guidance_rescale truncate_prompts controls"
     ),
     "evaluate": "real synthetic output extractor seed skip_bad",
     "read_dataset": "folder",

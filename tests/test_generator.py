@@ -14,8 +14,8 @@ import torch
 from medgen.conditions.condition import Condition
 from medgen.data.intensity import IntensityMap, Normalization
 from medgen.diffusion.objective import Objective
-from medgen.generator import Generator, GeneratorConfig
-from medgen.networks import Autoencoder, Denoiser
+from medgen.generator import ControlUse, Generator, GeneratorConfig
+from medgen.networks import Autoencoder, Control, Denoiser
 from medgen.types import BadInputError
 
 
@@ -54,7 +54,7 @@ def outputs(generator):
     image = torch.rand(1, 1, 16, 16, generator=draw) * 2 - 1
     latents = generator.encode(image)
     mask = torch.ones(1, 3, 16, 16)
-    denoised = generator.denoise(latents, torch.tensor([500.0]), Condition(mask))
+    denoised = generator.denoise(latents, torch.tensor([500.0]), Condition({"mask": mask}))
     label = generator.denoise_label(torch.ones(1, 3, 8, 8), torch.tensor([10.0]), torch.ones(1, 1, 16, 16))
     return torch.cat([value.flatten() for value in (latents, generator.decode(latents), denoised, label)])
 
@@ -311,3 +311,63 @@ def test_an_unknown_name_lists_what_there_is():
 def test_an_unreachable_hub_id_is_one_clear_error():
     with pytest.raises(BadInputError, match="expected a model folder or a reachable Hub id"):
         Generator.from_pretrained("nobody/nothing")
+
+
+@pytest.fixture
+def controlled() -> Generator:
+    torch.manual_seed(0)
+    denoiser = Denoiser(
+        spatial_dims=2, in_channels=2, channels=(8, 8), attention_levels=(False, False), num_res_blocks=1,
+        num_head_channels=4, norm_num_groups=4, mask_stride=2,
+    )  # fmt: skip
+    controls = {"mask": Control.of(denoiser, "mask", mask_classes=2), "edge": Control.of(denoiser, "edge")}
+    for network in (denoiser, *controls.values()):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        network.eval()
+    config = GeneratorConfig(
+        name="controlled", spatial_dims=2, channel_names={0: "image"}, class_names={0: "background", 1: "ball"},
+        size=(16, 16), objective=Objective(), normalization=Normalization(), intensity=IntensityMap((1.0,), (0.0,)),
+    )  # fmt: skip
+    return Generator(config, denoiser, controls=controls)
+
+
+@torch.no_grad()
+def test_control_branches_act_by_their_scale_and_in_their_time(controlled: Generator, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 8, 8, generator=draw)
+    parts = {"mask": torch.ones(1, 2, 16, 16), "edge": torch.rand(1, 2, 16, 16, generator=draw)}
+
+    def output(time: float, names: tuple[str, ...] = ("mask", "edge"), **uses: ControlUse) -> torch.Tensor:
+        condition = Condition({name: parts[name] for name in names})
+        return controlled.denoise(x, torch.tensor([time]), condition, controls=uses)
+
+    assert controlled.conditions == ("edge", "mask")
+    bare, both = output(500, ()), output(500)
+    assert torch.equal(output(500, mask=ControlUse(0.0), edge=ControlUse(0.0)), bare)
+    assert torch.equal(output(500, edge=ControlUse(0.0)), output(500, ("mask",)))
+    for name in ("mask", "edge"):
+        assert (output(500, (name,)) - bare).abs().max() > 1e-4
+        assert (both - output(500, (name,))).abs().max() > 1e-4
+    late = ControlUse(start=0.6)  # from pure noise on, 60 % of the way: below time 400
+    assert torch.equal(output(500, mask=late, edge=late), bare)
+    assert torch.equal(output(300, mask=late, edge=late), output(300))
+    early = ControlUse(end=0.6)
+    assert torch.equal(output(500, mask=early, edge=early), both)
+    assert torch.equal(output(300, mask=early, edge=early), output(300, ()))
+    controlled.save_pretrained(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.denoise(x, torch.tensor([500.0]), Condition(parts)), both)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"conditioning_scale": -1.0}, "conditioning_scale: expected a finite number of 0 or more, got -1"),
+        ({"start": 0.5, "end": 0.5}, r"expected rising shares of the sampling in \[0, 1\], got 0.5 and 0.5"),
+        ({"end": 1.5}, "expected rising shares"),
+    ],
+)
+def test_controls_that_cannot_be_used_so_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        ControlUse(**arguments)

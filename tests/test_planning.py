@@ -145,8 +145,8 @@ def test_latents_hold_every_voxel_where_that_is_affordable_and_then_need_no_adve
         channel_names={index: f"c{index}" for index in range(channels)},
         machine=Machine("cpu", "cpu", 4, 1000.0, True),
     )
-    seen = dataclasses.replace(seen, intensities=seen.intensities * channels, labelled=500)
-    monkeypatch.setattr(rules, "fingerprint", lambda dataset, device: seen)
+    seen = dataclasses.replace(seen, intensities=seen.intensities * channels, useful=500)
+    monkeypatch.setattr(rules, "fingerprint", lambda dataset, needs_labels, device: seen)
     plan = make_plan(gray, hours=1000)
     assert plan.autoencoder is not None
     assert (plan.compression, plan.autoencoder.latent_channels) == (compression, latent_channels)
@@ -166,7 +166,7 @@ def test_volumes_too_thin_for_the_discriminator_are_planned_without_it(
     names = {index: f"c{index}" for index in range(4)}
     thin = dataclasses.replace(seen, spatial_dims=3, sizes=((48, 48, 6),) * 3, channel_names=names)
     thin = dataclasses.replace(thin, intensities=seen.intensities * 4)
-    monkeypatch.setattr(rules, "fingerprint", lambda dataset, device: thin)
+    monkeypatch.setattr(rules, "fingerprint", lambda dataset, needs_labels, device: thin)
     plan = make_plan(gray, hours=1000)
     assert plan.autoencoder is not None
     assert plan.size[2] == 8
@@ -416,9 +416,9 @@ def test_the_time_that_a_lossless_autoencoder_leaves_goes_to_the_denoiser(
     gray: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shares of the stages are 15, 70 and 15 percent of the time; a Haar transform needs next to nothing of its."""
-    seen = dataclasses.replace(fingerprint.fingerprint(gray, device="cpu"), labelled=10**6)
+    seen = dataclasses.replace(fingerprint.fingerprint(gray, device="cpu"), useful=10**6)
     seen = dataclasses.replace(seen, spatial_dims=3, sizes=((48, 48, 32),) * 3)  # compressed by 2, into 8 latents
-    monkeypatch.setattr(rules, "fingerprint", lambda dataset, device: seen)
+    monkeypatch.setattr(rules, "fingerprint", lambda dataset, needs_labels, device: seen)
     plan = make_plan(gray, hours=1.5)
     assert plan.is_lossless
     total = 3600 * 1.5 * seen.machine.operations_per_second
@@ -493,7 +493,9 @@ def test_scans_that_the_folder_holds_out_do_not_shape_the_plan(tmp_path: Path) -
     assert (plan.fingerprint["cases"], plan.fingerprint["labelled_cases"]) == (6, 6)
     dataset = read_dataset(tmp_path)
     dataset.cases = [case for case in dataset.cases if case.split == "val"]
-    with pytest.raises(BadInputError, match=r"expected scans for training, got 2 labelled one\(s\)"):
+    with pytest.raises(
+        BadInputError, match=r"expected scans for training, got 2 that the folder's split all holds out"
+    ):
         make_plan(dataset, device="cpu")
 
 

@@ -102,6 +102,27 @@ def test_a_record_from_before_temperatures_was_drawn_at_one(tmp_path: Path) -> N
     assert SampleRecord.from_dict(values).temperature == 1.0
 
 
+def test_what_steered_a_sample_survives_the_manifest_and_older_records_have_none(tmp_path: Path) -> None:
+    steered = record(
+        0,
+        label={"source": "none"},
+        label_sha256=None,
+        guidance_scale={"mask": 1.5, "text": 5.0},
+        guidance_interval=[0.1, 0.9],
+        guidance_rescale=0.5,
+        network_evaluations=60,
+        conditions={"text": "Röntgen", "edge": [{"file": "a.png", "sha256": "ab"}], "attributes": {"age": "60"}},
+    )
+    append_record(tmp_path / "manifest.jsonl", steered)
+    assert read_manifest(tmp_path / "manifest.jsonl") == [steered]
+    values = json.loads(steered.to_json())
+    for name in ("conditions", "guidance_interval", "guidance_rescale", "network_evaluations"):
+        del values[name]
+    older = SampleRecord.from_dict(values)
+    assert (older.conditions, older.guidance_interval, older.guidance_rescale) == ({}, [0.0, 1.0], 0.0)
+    assert older.network_evaluations is None
+
+
 def test_the_final_manifest_is_ordered_with_one_line_a_case(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     newer = record(2, seed=7)

@@ -23,7 +23,7 @@ class Case:
         split: ``train``, ``val`` or another name that the data set gives, or None.
         group: Patient or group that must not be torn apart by a split, or None.
         text: Free text that describes the scan, or None.
-        meta: Every further column of the data set.
+        meta: Every further column of the data set, empty where it says nothing, that of the text included.
     """
 
     case: str

@@ -59,7 +59,7 @@ def load_case(case: Case, dataset: Dataset) -> Sample:
             f"got {grid.spatial_dims}D of shape {grid.shape}. Keep 2D and 3D scans in separate folders."
         )
     for path, (_, other) in zip(case.images[1:], parts[1:], strict=True):
-        _require_same_grid(path, other, source, grid)
+        check_same_grid(path, other, source, grid)
     image = torch.cat([part for part, _ in parts])
     expected = len(dataset.channel_names)
     rgb = dataset.channel_names == RGB
@@ -83,7 +83,7 @@ def load_case(case: Case, dataset: Dataset) -> Sample:
     if case.label is not None:
         label, label_grid = read_label(case.label)
         label, label_grid = _reorder_axes(label, label_grid, grid)
-        _require_same_grid(case.label, label_grid, source, grid)
+        check_same_grid(case.label, label_grid, source, grid)
         _require_classes(case.label, label, dataset.class_names)
     return Sample(case=case.case, grid=grid, image=image, label=label, text=case.text, meta=dict(case.meta))
 
@@ -232,7 +232,18 @@ def _reorder_axes(label: torch.Tensor, grid: Grid, target: Grid) -> tuple[torch.
     return torch.from_numpy(array), Grid(array.shape, affine, grid.known)
 
 
-def _require_same_grid(path: Path, grid: Grid, source: Path, expected: Grid) -> None:
+def check_same_grid(path: Path, grid: Grid, source: Path, expected: Grid) -> None:
+    """Refuse a file whose voxels do not lie where those of another do.
+
+    Args:
+        path: The file.
+        grid: Its grid.
+        source: The file that it belongs to.
+        expected: The grid of that.
+
+    Raises:
+        BadInputError: If shape or affine differ, or only one of them has an affine.
+    """
     if grid.shape != expected.shape:
         raise BadInputError(
             f"{path}: expected shape {expected.shape} as in {source}, got {grid.shape}. "

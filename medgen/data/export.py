@@ -1,10 +1,12 @@
-"""Write labelled scans as an nnU-Net v2 raw folder that says of itself that it is synthetic.
+"""Write scans as an nnU-Net v2 raw folder, or with a metadata table, that says of itself that it is synthetic.
 
 Every file is written under a temporary name and renamed, and a case's label comes last: a case with a label is whole.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -25,7 +27,17 @@ RUN_FILE = "run.json"
 # Stays in every image and label, also where it is copied out of its folder.
 SYNTHETIC_MARK = "medgen synthetic, not a patient"
 # What a run may leave in its folder: `overwrite` removes these and nothing else.
-_OWN_NAMES = ("imagesTr", "labelsTr", "dataset.json", "manifest.jsonl", "contact_sheet.png", "README.md", RUN_FILE)
+_OWN_NAMES = (
+    "imagesTr",
+    "labelsTr",
+    "dataset.json",
+    "metadata.csv",
+    "classes.json",
+    "manifest.jsonl",
+    "contact_sheet.png",
+    "README.md",
+    RUN_FILE,
+)
 # A training run keeps a `run.json` too, and one of these beside it.
 _TRAINING_NAMES = ("plan.yaml", "checkpoints")
 _CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -37,11 +49,16 @@ class CasePaths:
 
     Attributes:
         images: One file per channel, or a single one for RGB.
-        label: The label map.
+        label: The label map, or None where the scan has none.
     """
 
     images: tuple[Path, ...]
-    label: Path
+    label: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them, the label last."""
+        return self.images if self.label is None else (*self.images, self.label)
 
 
 def prepare_output(
@@ -54,8 +71,9 @@ def prepare_output(
         settings: JSON values that tell this run from every other; they are kept in ``run.json``. The run of a model
             has its ``model_hash`` among them: only such a run is ever replaced.
         overwrite: Replace another synthesis: ``imagesTr`` and ``labelsTr`` go with all that is in them, and so do
-            ``dataset.json``, the manifest, the contact sheet, ``README.md`` and ``run.json``. Other files stay. A
-            folder without ``run.json``, or of a training run, is refused all the same.
+            ``dataset.json``, ``metadata.csv``, ``classes.json``, the manifest, the contact sheet, ``README.md`` and
+            ``run.json``. Other files stay. A folder without ``run.json``, or of a training run, is refused all the
+            same.
 
     Returns:
         ``new``, or ``resumed`` where the folder holds a run of the same settings.
@@ -129,7 +147,7 @@ def is_rgb(channel_names: Mapping[int, str]) -> bool:
     return dict(channel_names) == RGB
 
 
-def case_paths(root: str | Path, case: str, *, num_files: int, ending: str) -> CasePaths:
+def case_paths(root: str | Path, case: str, *, num_files: int, ending: str, labelled: bool = True) -> CasePaths:
     """Names that nnU-Net v2 wants for the files of a case.
 
     Args:
@@ -137,6 +155,7 @@ def case_paths(root: str | Path, case: str, *, num_files: int, ending: str) -> C
         case: Identifier of the case: letters, digits, dot, dash and underscore.
         num_files: Image files: the number of channels, or 1 for RGB.
         ending: ``.nii.gz`` or ``.png``.
+        labelled: Whether it has a label map.
 
     Returns:
         The paths; nothing is written.
@@ -150,26 +169,26 @@ def case_paths(root: str | Path, case: str, *, num_files: int, ending: str) -> C
             "Rename the case."
         )
     images = tuple(Path(root, "imagesTr", f"{case}_{index:04d}{ending}") for index in range(num_files))
-    return CasePaths(images, Path(root, "labelsTr", f"{case}{ending}"))
+    return CasePaths(images, Path(root, "labelsTr", f"{case}{ending}") if labelled else None)
 
 
 def write_case(
     root: str | Path,
     case: str,
     image: torch.Tensor,
-    label: torch.Tensor,
+    label: torch.Tensor | None,
     grid: Grid,
     *,
     image_dtype: ImageDtype,
     rgb: bool = False,
 ) -> CasePaths:
-    """Write one labelled scan; every file says in its header that it is synthetic.
+    """Write one scan and its label; every file says in its header that it is synthetic.
 
     Args:
         root: Folder made by :func:`prepare_output`.
         case: Identifier, unique within the folder.
         image: ``(C, H, W[, D])`` in the units that go on disk.
-        label: ``(H, W[, D])`` class indices.
+        label: ``(H, W[, D])`` class indices, or None where it has none.
         grid: Grid of both.
         image_dtype: Type of the stored intensities.
         rgb: Store three channels as one color PNG.
@@ -181,10 +200,11 @@ def write_case(
         BadInputError: If shapes do not agree, the case cannot be a file name, or the disk is full; no part of a file
             remains.
     """
-    if tuple(image.shape[1:]) != grid.shape or tuple(label.shape) != grid.shape:
+    shapes = [tuple(image.shape[1:])] if label is None else [tuple(image.shape[1:]), tuple(label.shape)]
+    if any(shape != grid.shape for shape in shapes):
         raise BadInputError(
-            f"{case}: expected image and label of shape {grid.shape}, got {tuple(image.shape[1:])} and "
-            f"{tuple(label.shape)}. Resample both onto the grid."
+            f"{case}: expected image and label of shape {grid.shape}, got {' and '.join(map(str, shapes))}. Resample "
+            "both onto the grid."
         )
     ending = file_ending(grid, image_dtype)
     if rgb and (image.shape[0] != 3 or ending != ".png"):
@@ -192,11 +212,13 @@ def write_case(
             f"{case}: expected a 2D image of 3 channels as uint8 or uint16 for RGB, got {image.shape[0]} channel(s) of "
             f"{grid.spatial_dims}D {image_dtype}. Write one file per channel with rgb=False."
         )
-    paths = case_paths(root, case, num_files=1 if rgb else image.shape[0], ending=ending)
+    files = 1 if rgb else image.shape[0]
+    paths = case_paths(root, case, num_files=files, ending=ending, labelled=label is not None)
     parts: Sequence[torch.Tensor] = [image] if rgb else list(image.split(1))
     for path, part in zip(paths.images, parts, strict=True):
         write_image(path, part, grid, dtype=image_dtype, description=SYNTHETIC_MARK)
-    write_label(paths.label, label, grid, description=SYNTHETIC_MARK)
+    if label is not None and paths.label is not None:
+        write_label(paths.label, label, grid, description=SYNTHETIC_MARK)
     return paths
 
 
@@ -244,6 +266,35 @@ def write_dataset_json(
     # The fixed fields win: no detail can take the synthetic mark off.
     content = {**content, **(details or {}), **content}
     return write_json(Path(root) / "dataset.json", content)
+
+
+def write_metadata(
+    root: str | Path,
+    rows: Sequence[Mapping[str, str]],
+    *,
+    class_names: Mapping[int, str] | None = None,
+) -> Path:
+    """Declare a folder whose scans have texts or facts, or not all a label, as ``metadata.csv`` and ``classes.json``.
+
+    Args:
+        root: The output folder.
+        rows: Columns of each scan: ``id``, ``file_name`` (channels joined by ``;``), ``label``, ``text`` and any other;
+            what is missing is written empty.
+        class_names: Label value to name, from 0; None writes no ``classes.json``.
+
+    Returns:
+        Path of ``metadata.csv``.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*columns, "synthetic"], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "synthetic": "true"} for row in rows)
+    if class_names is not None:
+        write_json(Path(root) / "classes.json", {str(value): name for value, name in sorted(class_names.items())})
+    path = Path(root) / "metadata.csv"
+    write_text(path, buffer.getvalue())
+    return path
 
 
 def write_json(path: Path, content: object) -> Path:

@@ -60,6 +60,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         channel_names=channel_names,
         modality=modality,
         spatial_dims=survey_spatial_dims(cases),
+        synthetic=bool(cases) and all(case.meta.get("synthetic") == "true" for case in cases),
         notes=notes,
     )
 
@@ -244,7 +245,7 @@ def _metadata_cases(path: Path) -> list[Case]:
         label_key, id_key = _first(values, _LABEL_COLUMNS), _first(values, _ID_COLUMNS)
         text_key, group_key = _first(values, _TEXT_COLUMNS), _first(values, _GROUP_COLUMNS)
         name = "_".join(part for part in Path(stem(str(images[0]))).parts if part not in ("/", ".", ".."))
-        taken = {image_key, label_key, id_key, text_key, "split"}
+        taken = {image_key, label_key, id_key, "split"}
         split = values.get("split")
         cases.append(
             Case(
@@ -254,7 +255,7 @@ def _metadata_cases(path: Path) -> list[Case]:
                 split=str(split).strip().lower() if split else None,
                 group=str(values[group_key]) if group_key else None,
                 text=str(values[text_key]) if text_key else None,
-                meta={str(key): str(value) for key, value in values.items() if key not in taken},
+                meta={str(key): str(values.get(key, "")) for key in row if key not in taken},
             )
         )
     if not cases:

@@ -8,6 +8,7 @@ leaves as it is; so each runs on ``z`` as a weighted mean of state and D. Since 
 References:
     Song et al. 2021, arXiv:2010.02502 (DDIM). Karras et al. 2022, arXiv:2206.00364 (Heun, spacing).
     Lu et al. 2022, arXiv:2211.01095 (DPM-Solver++). Zhao et al. 2023, arXiv:2302.04867 (UniPC).
+    Meng et al. 2022, arXiv:2108.01073 (from an image). Lugmayr et al. 2022, arXiv:2201.09865 (known regions).
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def sampler_names(objective: Objective) -> tuple[str, ...]:
     return tuple(name for name in SAMPLERS if name != ("ddim" if objective.is_flow else "euler"))
 
 
-def time_grid(objective: Objective, num_inference_steps: int, *, spacing: str = "lu") -> tuple[np.ndarray, np.ndarray]:
+def time_grid(
+    objective: Objective, num_inference_steps: int, *, spacing: str = "lu", strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Noise levels that a sampler walks through and the times at which it asks the network.
 
     Args:
@@ -49,33 +52,42 @@ def time_grid(objective: Objective, num_inference_steps: int, *, spacing: str = 
         num_inference_steps: Number of steps, n.
         spacing: ``lu`` (even in lambda), ``karras`` (rho = 7) or ``uniform`` (even in t; for VP models whole numbers
             that start at the last, known as trailing).
+        strength: Share in (0, 1] of the times that is walked through, all n steps within it; for VP models it is
+            rounded to whole times.
 
     Returns:
-        Noise levels, ``(n + 1,)`` float64, falling from the model's highest to 0, and times, ``(n,)`` float64.
+        Noise levels, ``(n + 1,)`` float64, falling from that of the strength, the model's highest at 1, to 0; and
+        times, ``(n,)`` float64.
 
     Raises:
-        BadInputError: If the spacing is unknown or the objective has fewer steps.
+        BadInputError: If the spacing is unknown or the share of the objective has fewer steps.
     """
     n, total = num_inference_steps, objective.num_train_timesteps
+    span = max(1, round(strength * total))
     if spacing not in SPACINGS:
         raise BadInputError(f"spacing: expected 'default' or one of {SPACINGS}, got {spacing!r}.")
-    if not 1 <= n <= total:
-        raise BadInputError(f"num_inference_steps: expected 1 to {total}, the steps of this model, got {n}.")
+    if not 1 <= n <= span:
+        part = "" if strength == 1 else f" at strength {strength:g}"
+        raise BadInputError(f"num_inference_steps: expected 1 to {span}, the steps of this model{part}, got {n}.")
     table = np.linspace(0, 1, total + 1) if objective.is_flow else vp_noise_levels(objective)
+    top = strength if objective.is_flow else table[span - 1]
     if spacing == "uniform":
         s = 1 - np.arange(n) / n
-        s = s if objective.is_flow else table[np.round(s * total).astype(int) - 1]
+        s = s * top if objective.is_flow else table[np.round(s * span).astype(int) - 1]
     else:
         inner = table[(table > 0) & (table < 1)]
-        high = min(RATIO_MAX, inner[-1] / (1 - inner[-1]))
-        low = max(RATIO_MIN, inner[0] / (1 - inner[0])) if not objective.is_flow else RATIO_MIN
+        highest = min(top, inner[-1])
+        high = min(RATIO_MAX, highest / (1 - highest))
+        # A low strength may begin below the usual end.
+        low = min(RATIO_MIN, high / 10)
+        low = low if objective.is_flow else max(low, inner[0] / (1 - inner[0]))
         ramp = np.linspace(0, 1, n)
         if spacing == "karras":  # Karras et al. 2022, eq. 5
             ratio = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
         else:
             ratio = high * (low / high) ** ramp
         s = ratio / (1 + ratio)
-        s[0] = table[-1]
+        s[0] = top
     t = np.interp(s, table, np.arange(len(table)))
     return np.append(s, 0.0), t
 
@@ -90,9 +102,17 @@ def sample(
     spacing: str = "default",
     num_inference_steps: int = 20,
     temperature: float = 1.0,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+    region: Tensor | None = None,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Turn noise into samples; every row depends on its own noise only.
+
+    From a ``start`` the first state is ``z = (1 - s) start + s noise`` at the noise level s of the strength (SDEdit,
+    Meng et al. 2022, section 3.2). Outside a ``region`` every state is ``(1 - s) start + s noise`` with that same noise
+    (RePaint, Lugmayr et al. 2022, equation 8, without resampling): the data prediction there is the start itself, which
+    every sampler takes along this line, multistep ones included.
 
     Args:
         denoise: Network output for a state ``(B, C, *spatial)`` and times ``(B,)``, all float32; may return any float
@@ -105,6 +125,10 @@ def sample(
         temperature: Factor on the noise that sampling starts from (Kingma & Dhariwal 2018, arXiv:1807.03039). Below 1
             it takes back noise that a network short of training leaves in smooth regions; samples of one condition
             then differ less.
+        start: Clean sample to start from, as ``noise``; None starts from noise alone.
+        strength: Share in [0, 1] of the noise process that is run, in times, all steps within it: 1 keeps nothing of
+            the start but what a model without zero terminal SNR sees of it, 0 gives the start back.
+        region: ``(B, 1, *spatial)`` bool, where the start may change; None is everywhere.
         callback: Called after each step with its index from 0 and the state ``z``; the last is the result.
 
     Returns:
@@ -112,7 +136,8 @@ def sample(
 
     Raises:
         BadInputError: If sampler, spacing or number of steps is not offered for the objective, or the temperature is
-            not a positive number.
+            not a positive number; or the strength is out of range, or less than 1 without a start.
+        ValueError: If start or region do not have the shape of the noise, or there is a region without a start.
     """
     if sampler not in sampler_names(objective):
         raise BadInputError(
@@ -120,19 +145,43 @@ def sample(
         )
     if not (math.isfinite(temperature) and temperature > 0):
         raise BadInputError(f"temperature: expected a finite number above 0, got {temperature}. 1 is as trained.")
-    s, t = time_grid(objective, num_inference_steps, spacing="lu" if spacing == "default" else spacing)
+    _check_start(noise, start, strength, region)
+    if start is not None and strength == 0:
+        return start.float().clone()
+    spacing = "lu" if spacing == "default" else spacing
+    s, t = time_grid(objective, num_inference_steps, spacing=spacing, strength=strength)
     scale = np.ones_like(s) if objective.is_flow else np.hypot(1 - s, s)  # z = scale x
 
     def predict_x0(z: Tensor, i: int) -> Tensor:
         x = z / float(scale[i])
         times = torch.full((len(x),), float(t[i]), dtype=torch.float32, device=x.device)
-        return objective.predict_x0(denoise(x, times).float(), x, times)
+        x0 = objective.predict_x0(denoise(x, times).float(), x, times)
+        return x0 if start is None or region is None else torch.where(region, x0, start.float())
 
-    start = noise.float() * (temperature * float(scale[0]))
-    for i, z in enumerate(SAMPLERS[sampler](predict_x0, start, s)):
+    if start is None:
+        first = noise.float() * (temperature * float(scale[0]))
+    else:
+        first = torch.lerp(start.float(), noise.float() * temperature, float(s[0]))
+    for i, z in enumerate(SAMPLERS[sampler](predict_x0, first, s)):
         if callback is not None:
             callback(i, z)
     return z
+
+
+def _check_start(noise: Tensor, start: Tensor | None, strength: float, region: Tensor | None) -> None:
+    if not 0 <= strength <= 1:
+        raise BadInputError(f"strength: expected a share in [0, 1], got {strength}. 1 runs all of the noise process.")
+    if start is None:
+        if strength != 1:
+            raise BadInputError(f"strength: expected 1 without a start, got {strength}. Give what to start from.")
+        if region is not None:
+            raise ValueError("region: expected a start beside it, got none")
+        return
+    if start.shape != noise.shape:
+        raise ValueError(f"start: expected the shape of the noise {tuple(noise.shape)}, got {tuple(start.shape)}")
+    wanted = (len(noise), 1, *noise.shape[2:])
+    if region is not None and (tuple(region.shape) != wanted or region.dtype != torch.bool):
+        raise ValueError(f"region: expected bool {wanted}, got {region.dtype} {tuple(region.shape)}")
 
 
 Predictor = Callable[[Tensor, int], Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from math import prod
@@ -38,7 +39,8 @@ class Cost(NamedTuple):
 
 @cache
 def _measure_cost(key: tuple[Any, ...]) -> Cost:
-    stage, size, arguments = key
+    stage, size, text = key
+    arguments = json.loads(text)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -48,8 +50,8 @@ def _measure_cost(key: tuple[Any, ...]) -> Cost:
 
     # Fake tensors have shapes and types like real ones, but no numbers.
     with FakeTensorMode(), torch.enable_grad():
-        network = build_network(stage, dict(arguments))
-        inputs = example_inputs(stage, dict(arguments), size, 1)
+        network = build_network(stage, arguments)
+        inputs = example_inputs(stage, arguments, size, 1)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with FlopCounterMode(display=False) as counter, saving:
             network(*inputs)
@@ -75,8 +77,7 @@ def stage_cost(plan: Plan, stage: StageName, size: Shape | None = None) -> Cost:
     """
     own = getattr(plan, stage)
     size = size or (own.patch_size if isinstance(own, AutoencoderPlan) else plan.size)
-    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in network_arguments(plan, stage).items()}
-    cost = _measure_cost((stage, tuple(size), tuple(arguments.items())))
+    cost = _measure_cost((stage, tuple(size), json.dumps(network_arguments(plan, stage))))
     if getattr(own, "gradient_checkpointing", False):
         cost = cost._replace(operations=cost.operations * 4 // 3, activation_bytes=cost.activation_bytes / 4)
     return cost
@@ -125,10 +126,11 @@ def cache_bytes(plan: Plan, train: Iterable[Case], val: Iterable[Case]) -> int:
             crop = prod(min(have, most) for have, most in zip(shape, plan.size, strict=True))
             total += prod(shape) * (2 * pixels + 2)
             total += sum((count if is_train else 1) * crop * (2 * numbers + 2) for count, numbers in versions)
+            total += (versions[0][0] if is_train else 1) * crop * (plan.denoiser.conditions.edge is not None)
     return round(total)
 
 
-def build_network(stage: StageName, arguments: Mapping[str, Any]) -> torch.nn.Module:
+def build_network(stage: StageName, arguments: Mapping[str, Any]) -> Any:
     """The network of a stage, untrained.
 
     Args:
@@ -143,7 +145,7 @@ def build_network(stage: StageName, arguments: Mapping[str, Any]) -> torch.nn.Mo
     return Autoencoder(**arguments) if stage == "autoencoder" else Denoiser(**arguments)
 
 
-def example_inputs(stage: StageName, arguments: Mapping[str, Any], size: Shape, batch: int) -> tuple[torch.Tensor, ...]:
+def example_inputs(stage: StageName, arguments: Mapping[str, Any], size: Shape, batch: int) -> tuple[Any, ...]:
     """Noise in the shape of a training batch.
 
     Args:
@@ -153,12 +155,13 @@ def example_inputs(stage: StageName, arguments: Mapping[str, Any], size: Shape, 
         batch: Samples.
 
     Returns:
-        Positional inputs of the network: ``image (B, C, *size)``, or ``x (B, c, *size / stride)``, ``t (B,)`` and
-        ``mask (B, K, *size)``.
+        Positional inputs of the network: ``image (B, C, *size)``, or ``x (B, c, *size / stride)``, ``t (B,)`` and its
+        conditions.
     """
     if stage == "autoencoder":
         return (torch.randn(batch, arguments["in_channels"], *size),)
     stride = arguments["mask_stride"]
     x = torch.randn(batch, arguments["in_channels"], *(n // stride for n in size))
-    mask = torch.randn(batch, arguments["mask_classes"], *size)
-    return x, torch.full((batch,), 500.0), mask
+    with torch.device("meta"):
+        shapes = build_network(stage, arguments).condition_shapes(x.shape[2:])
+    return x, torch.full((batch,), 500.0), {name: torch.randn(batch, *shape) for name, shape in shapes.items()}

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import jsonargparse
@@ -69,6 +69,8 @@ def _unknown_keys(values: Mapping[str, Any], kind: type, prefix: str = "") -> It
             yield f"{prefix}{key}", list(hints)
             continue
         inner = next((t for t in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
+        if get_origin(hints[key]) is dict:  # its keys are the user's
+            continue
         if inner is not None and isinstance(value, dict):
             yield from _unknown_keys(value, inner, f"{prefix}{key}.")  # type: ignore[arg-type]
 
@@ -129,5 +131,17 @@ def _in_yaml_words(text: str) -> str:
 
 def _scalar(value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
+    if isinstance(value, dict):
+        plain = {key: _plain(entry) if dataclasses.is_dataclass(entry) else entry for key, entry in value.items()}
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass that differ from their defaults, as YAML writes them."""
+    own = {
+        entry.name: getattr(value, entry.name)
+        for entry in dataclasses.fields(value)
+        if getattr(value, entry.name) != entry.default
+    }
+    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in own.items()}

@@ -33,7 +33,8 @@ class Fingerprint:
 
     Attributes:
         cases: Scans in the folder.
-        labelled: Scans with a label map; only these are used for training and validation.
+        labelled: Scans with a label map.
+        useful: Scans that are used for training and validation: all, or those with a label map where it takes one.
         unreadable: Of these, and not held out by the folder's own split, scans with a damaged header; training says
             what is wrong with them.
         sampled: Scans whose voxels were read.
@@ -56,6 +57,7 @@ class Fingerprint:
 
     cases: int
     labelled: int
+    useful: int
     unreadable: int
     sampled: int
     spatial_dims: int
@@ -127,44 +129,48 @@ class Fingerprint:
         }
 
 
-def fingerprint(dataset: Dataset, *, device: str = "auto") -> Fingerprint:
-    """Look at a data set and at this machine: the header of every labelled scan, the voxels of a few.
+def fingerprint(dataset: Dataset, *, needs_labels: bool = True, device: str = "auto") -> Fingerprint:
+    """Look at a data set and at this machine: the header of every scan that is learned from, the voxels of a few.
 
     Scans that the folder's own split holds out, for validation or test, are counted and not looked at.
 
     Args:
         dataset: The data set.
+        needs_labels: Whether only scans with a label map are learned from.
         device: `auto`, `cpu`, `cuda` or any torch device.
 
     Returns:
         The facts; the same folder on the same machine gives the same.
 
     Raises:
-        BadInputError: If no training scan has a label, or none can be read, or the device is not there.
+        BadInputError: If no training scan has a label that is needed, or none can be read, or the device is not there.
     """
     labelled = [case for case in dataset.cases if case.label is not None]
-    if not labelled:
+    if not labelled and needs_labels:
         raise BadInputError(
             f"{dataset.root}: expected scans with label maps, got {len(dataset.cases)} scan(s) without. "
-            "Put label maps of the same names into labels/, or name them in the column `label` of the metadata file."
+            "Put label maps of the same names into labels/, or name them in the column `label` of the metadata file; "
+            "or train without them: --conditions text, edge, a column of the metadata, or none."
         )
-    learned = [case for case in labelled if case.split is None or case.split in TRAIN_SPLITS]
+    useful = labelled if needs_labels else dataset.cases
+    learned = [case for case in useful if case.split is None or case.split in TRAIN_SPLITS]
     if not learned:
         raise BadInputError(
-            f"{dataset.root}: expected scans for training, got {len(labelled)} labelled one(s) that the folder's split "
-            "all holds out. Put some into the training split."
+            f"{dataset.root}: expected scans for training, got {len(useful)} that the folder's split all holds out. "
+            "Put some into the training split."
         )
     sizes, spacings, extents, unreadable = _headers(learned, dataset.spatial_dims)
     samples = _sample(dataset, learned)
     rows, tails, whole_numbers, sparse = _intensities([sample.image for sample in samples if sample.image is not None])
     notes = [*dataset.notes]
-    if len(labelled) < len(dataset.cases):
-        notes.append(f"{len(dataset.cases) - len(labelled)} scan(s) have no label map and are not used for training")
+    if len(useful) < len(dataset.cases):
+        notes.append(f"{len(dataset.cases) - len(useful)} scan(s) have no label map and are not used for training")
     if unreadable:
         notes.append(f"{unreadable} scan(s) cannot be read; training stops at them, or skips them with --skip_bad")
     return Fingerprint(
         cases=len(dataset.cases),
         labelled=len(labelled),
+        useful=len(useful),
         unreadable=unreadable,
         sampled=len(samples),
         spatial_dims=dataset.spatial_dims,
@@ -256,6 +262,8 @@ def _fits(normalization: Normalization, image: torch.Tensor) -> bool:
 
 def _class_shares(samples: Sequence[Sample], values: Sequence[int]) -> dict[int, float]:
     labels = [sample.label for sample in samples if sample.label is not None]
+    if not labels:
+        return {}
     return {value: float(np.mean([float((label == value).float().mean()) for label in labels])) for value in values}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from medgen.data.intensity import Normalization
 from medgen.diffusion.objective import Objective
+from medgen.planning.conditions import ConditionsPlan
 from medgen.types import BadInputError, Shape
 
 StageName = Literal["autoencoder", "denoiser", "label"]
@@ -109,17 +110,33 @@ class DiffusionPlan:
 
 @dataclass
 class DenoiserPlan(DiffusionPlan):
-    """Stage `denoiser`: how latents of scans are generated for a label map.
+    """Stage `denoiser`: how latents of scans are generated for label maps, texts and other conditions.
 
     Attributes:
-        condition_dropout: Chance that a sample trains without its mask, for classifier-free guidance.
+        conditions: What steers it.
+        condition_dropout: Chance that a sample trains without a condition, each on its own, for guidance.
         guidance_scale: Default at synthesis; 1 is off.
         temperature: Default at synthesis: factor on the noise that a scan starts from. Below 1 its texture is cleaner.
     """
 
+    conditions: ConditionsPlan = field(default_factory=ConditionsPlan)
     condition_dropout: float = 0.15
     guidance_scale: float = 1.5
     temperature: float = 0.9
+
+
+@dataclass
+class TuningPlan:
+    """How a finished model is trained further.
+
+    Attributes:
+        lora_rank: Rank of the low-rank changes that are learned (Hu et al. 2022, arXiv:2106.09685), which take little
+            memory and are also saved on their own; null tunes all weights of the denoiser.
+        lora_targets: Layers that get them, by the end of their names; empty takes all attention layers.
+    """
+
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ()
 
 
 @dataclass
@@ -145,6 +162,10 @@ class Plan:
         autoencoder: Stage 1, which takes scans to small latent grids and back; None works on the voxels themselves.
         denoiser: Stage 2, which draws a scan for a label map.
         label: Stage 3, which draws new label maps, with keys as for the denoiser; None leaves it out.
+        control: Condition, `mask` or `edge`, for which a control branch is trained on a finished model that stays as it
+            is; `autoencoder` then says what that model is like, and `denoiser` the pace. None trains none.
+        tuning: How a finished model is trained further on these scans, `autoencoder` and `denoiser` as above; None
+            trains a model from the start.
         label_stride: Voxels per axis that one voxel of the label generator covers.
         precision: Number format of the networks: `auto`, `fp32` or `bf16`.
         validate_every: Steps between validations, each with a picture and a saved model.
@@ -165,6 +186,8 @@ class Plan:
     autoencoder: AutoencoderPlan | None = field(default_factory=AutoencoderPlan)
     denoiser: DenoiserPlan = field(default_factory=DenoiserPlan)
     label: LabelPlan | None = None
+    control: Literal["mask", "edge"] | None = None
+    tuning: TuningPlan | None = None
     label_stride: int = 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validate_every: int = 500
@@ -204,6 +227,11 @@ class Plan:
                     f"discriminator needs, got {list(patch)}. Raise it, or set adversarial_weight and feature_weight "
                     "to 0."
                 )
+        _check_conditions(self)
+        if self.control is not None and self.tuning is not None:
+            raise BadInputError("tuning: expected null in a plan for a control branch. Train one after the other.")
+        if self.tuning is not None and self.tuning.lora_rank is not None and self.tuning.lora_rank < 1:
+            raise BadInputError(f"tuning.lora_rank: expected 1 or more, got {self.tuning.lora_rank}. Raise it.")
         guidance, temperature = self.denoiser.guidance_scale, self.denoiser.temperature
         if not (math.isfinite(guidance) and guidance >= 0):
             raise BadInputError(
@@ -223,6 +251,11 @@ class Plan:
                     f"{name}.attention_levels: expected one value for each of the {len(stage.channels)} channels, "
                     f"got {len(levels)}. Give as many."
                 )
+
+    @property
+    def has_base(self) -> bool:
+        """Whether it goes on from a finished model."""
+        return self.control is not None or self.tuning is not None
 
     @property
     def compression(self) -> int:
@@ -257,6 +290,28 @@ def _check_counts(plan: Plan) -> None:
     for key, count in counts.items():
         if count < 1:
             raise BadInputError(f"{key}: expected 1 or more, got {count}. Raise it.")
+
+
+def _check_conditions(plan: Plan) -> None:
+    """Refuse conditions that cannot be, or that the data of the plan has nothing for."""
+    own = plan.denoiser.conditions
+    shares = {"condition_dropout": plan.denoiser.condition_dropout}
+    shares |= {f"conditions.{name}": getattr(own, name) for name in ("class_dropout", "drop_all")}
+    for key, share in shares.items():
+        if not 0 <= share < 1:
+            raise BadInputError(f"denoiser.{key}: expected a chance in [0, 1), got {share}. Correct it.")
+    if own.mask and len(plan.class_names) < 2:
+        raise BadInputError(
+            f"denoiser.conditions.mask: expected classes beside the background, got {plan.class_names}. Set it to "
+            "false, or add label maps."
+        )
+    if plan.label is not None and not own.mask:
+        raise BadInputError("label: expected a denoiser that label maps steer, got one without. Set label to null.")
+    taken = sorted({"mask", "edge", "text"} & set(own.attributes))
+    if taken:
+        raise BadInputError(f"denoiser.conditions.attributes: expected other names than {taken[0]!r}. Rename it.")
+    if own.text is not None and min(own.text.length, own.text.width, own.text.depth, own.text.min_count) < 1:
+        raise BadInputError("denoiser.conditions.text: expected sizes of 1 or more. Correct them.")
 
 
 def _check_orientation(orientation: str) -> str:
@@ -308,8 +363,21 @@ def network_arguments(plan: Plan, stage: StageName) -> dict[str, Any]:
             channels = plan.autoencoder.latent_channels if plan.autoencoder else len(plan.channel_names)
             classes, stride = len(plan.class_names), plan.compression
         extra = {"in_channels": channels, "mask_classes": classes, "mask_stride": stride}
-        extra["augmentation_flag"] = stage == "denoiser" and own.variants > 1
+        if stage == "denoiser":
+            extra |= _condition_arguments(own.conditions) | {"augmentation_flag": own.variants > 1}
+            extra["mask_classes"] = classes if own.conditions.mask else 0
     return {"spatial_dims": plan.spatial_dims, **{name: getattr(own, name) for name in names}, **extra}
+
+
+def _condition_arguments(conditions: ConditionsPlan) -> dict[str, Any]:
+    """Arguments of the denoiser that say which conditions it reads."""
+    text = conditions.text
+    return {
+        "edges": conditions.edge is not None,
+        "text_length": text.length if text else 0,
+        "text_width": text.width if text else 0,
+        "attributes": {name: attribute.features for name, attribute in conditions.attributes.items()} or None,
+    }
 
 
 def by_axis(values: Iterable[float]) -> str:

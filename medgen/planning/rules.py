@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from medgen.conditions.attributes import SPACING
 from medgen.data.dataset import Dataset
 from medgen.data.intensity import Normalization
 from medgen.diffusion.objective import Objective
+from medgen.planning.conditions import choose_conditions
 from medgen.planning.cost import BYTES_PER_PARAMETER, TRAINING_PASSES, stage_cost, step_operations
 from medgen.planning.fingerprint import Fingerprint, fingerprint
 from medgen.planning.machine import world_size
@@ -60,11 +63,18 @@ _MOST_VIEWS = 600
 _MEMORY_SHARE = 0.5
 
 
-def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = None) -> Plan:
+def make_plan(
+    dataset: Dataset,
+    *,
+    conditions: Sequence[str] | None = None,
+    device: str = "auto",
+    hours: float | None = None,
+) -> Plan:
     """Decide how to train on a data set: scans of which size, which networks, and for how long.
 
     Args:
         dataset: The scans; the header of each and the voxels of a few are read.
+        conditions: What is to steer the generator, see :func:`medgen.planning.choose_conditions`; None for label maps.
         device: `auto`, `cpu`, `cuda` or any torch device.
         hours: How long the training may take, about; None gives 1.5 hours on a CPU and 3 on a GPU.
 
@@ -72,14 +82,17 @@ def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = N
         The plan; the same data on the same machine gives the same.
 
     Raises:
-        BadInputError: If the data set has no labelled scans, or none can be read.
+        BadInputError: If the data set has no labelled scans or not what the conditions take, or none can be read.
     """
-    seen = fingerprint(dataset, device=device)
+    steered = choose_conditions(dataset, conditions)
+    seen = fingerprint(dataset, needs_labels=steered.needs_labels, device=device)
     notes = list(seen.notes)
     kind = seen.machine.kind
     spacing, size, compression, crops = _choose_grid(seen, notes)
+    if SPACING in steered.attributes:
+        spacing = None  # a scan that is resampled to one voxel size has none to tell
     normalization = _choose_normalization(seen, notes)
-    variants = 4 if seen.labelled >= 150 else 8 if seen.labelled >= 50 else 16
+    variants = 4 if seen.useful >= 150 else 8 if seen.useful >= 50 else 16
     shared: dict[str, Any] = {
         "attention_levels": (False,) * (_UNET_LEVELS - 1) + (True,),
         "objective": Objective(),
@@ -97,9 +110,9 @@ def make_plan(dataset: Dataset, *, device: str = "auto", hours: float | None = N
         normalization=normalization,
         image_dtype=_choose_dtype(seen, normalization),
         autoencoder=_choose_autoencoder(seen, size, compression, notes),
-        denoiser=DenoiserPlan(num_res_blocks=1 if kind == "cpu" else 2, **shared),
+        denoiser=DenoiserPlan(num_res_blocks=1 if kind == "cpu" else 2, conditions=steered, **shared),
         label=LabelPlan(num_res_blocks=1, mask_channels=16, ema_decay=0.999, **shared)
-        if len(seen.class_names) > 1
+        if len(seen.class_names) > 1 and steered.mask
         else None,
         label_stride=4 if max(size) > 128 else 2,
     )
@@ -251,7 +264,7 @@ def _choose_width(plan: Plan, stage: StageName, operations: float, seen: Fingerp
     batch = max(world, batch // world * world)
     # Quality comes before time: below this many steps there is nothing worth having.
     least = enough * 3 // 4
-    steps = int(np.clip(steps, least, max(least, min(_MOST_STEPS[stage], _MOST_VIEWS * seen.labelled // batch))))
+    steps = int(np.clip(steps, least, max(least, min(_MOST_STEPS[stage], _MOST_VIEWS * seen.useful // batch))))
     steps = _LOSSLESS_STEPS if lossless else round(steps, -2)
     changes: dict[str, Any] = {"batch_size": batch, "steps": steps}
     if stage == "autoencoder":

@@ -68,13 +68,27 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
             "Add them to class_names in the plan."
         )
     for stage in STAGES:
-        if getattr(plan, stage) is None:
+        if getattr(plan, stage) is None or plan.has_base:
             continue
         try:
             stage_cost(plan, stage)
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadInputError(f"{stage}: expected a network that can be built, got: {reason}. Change it.") from error
+
+
+def learned_from(plan: Plan, dataset: Dataset) -> Dataset:
+    """The scans that a plan has a use for: all of them, or those with a label map where nothing else steers.
+
+    Args:
+        plan: The plan.
+        dataset: The scans.
+
+    Returns:
+        The data set with these cases.
+    """
+    labels = plan.denoiser.conditions.needs_labels
+    return dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None or not labels])
 
 
 def _renamed(planned: Mapping[int, str], found: Mapping[int, str]) -> dict[int, tuple[str, str]]:
@@ -108,8 +122,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
     """
     check_plan(plan, dataset)
     machine = read_machine(device)
-    labelled = dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None])
-    train, val = split_cases(labelled, seed=seed)
+    train, val = split_cases(learned_from(plan, dataset), seed=seed)
     left_out = len(dataset.cases) - len(train) - len(val)
     grid = f"{by_axis(plan.size)} voxels" + (f" of {by_axis(plan.spacing)} mm" if plan.spacing else "")
     normalization = plan.normalization
@@ -119,6 +132,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
         f"channels {', '.join(plan.channel_names.values())}; classes {', '.join(plan.class_names.values())}",
         f"data       {dataset.root}: {len(train)} scans for training, {len(val)} for validation"
         + (f", {left_out} left out (no label, or another split)" if left_out else ""),
+        f"steered by {', '.join(plan.denoiser.conditions.names) or 'nothing'}",
         f"grid       {grid}; compressed {plan.compression}x per axis",
         f"intensity  by {normalization.method}{bounds}; synthetic scans as {plan.image_dtype}",
         f"machine    {machine.name}, {machine.cores} CPU cores, {machine.memory_gb:.0f} GB, "
@@ -128,7 +142,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
         f"{'stage':<12}{'parameters':>12}{'steps x batch':>16}{'memory':>10}{'time':>12}",
     ]
     seconds, memory = 0.0, 0.0
-    for stage in STAGES:
+    for stage in () if plan.has_base else STAGES:
         own = getattr(plan, stage)
         if own is None:
             continue

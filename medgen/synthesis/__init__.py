@@ -1,16 +1,25 @@
 """Labelled synthetic scans out of a generator: lazily in Python, or as an nnU-Net data set on disk."""
 
-from medgen.synthesis.plan import LabelFile, SampleSpec, SamplingSettings, find_labels, plan_samples
+from medgen.synthesis.editing import Edited, edit, replace_label, translate
+from medgen.synthesis.inputs import find_edges, find_labels
+from medgen.synthesis.plan import EdgeSource, LabelFile, SampleSpec, SamplingSettings, SourceFile, plan_samples
 from medgen.synthesis.run import synthesize
 from medgen.synthesis.sampling import SyntheticSample, iter_samples
 
 __all__ = [
+    "EdgeSource",
+    "Edited",
     "LabelFile",
     "SampleSpec",
     "SamplingSettings",
+    "SourceFile",
     "SyntheticSample",
+    "edit",
+    "find_edges",
     "find_labels",
     "iter_samples",
     "plan_samples",
+    "replace_label",
     "synthesize",
+    "translate",
 ]

@@ -55,7 +55,7 @@ def open_folder(
     (output / REJECTED).unlink(missing_ok=True)
     for rejection in rejected:
         append_rejection(output, rejection)
-    header = "# Of folders only the names are kept: give --model and --labels anew where they are folders.\n"
+    header = "# Of files and folders only the names are kept: give those anew, such as --model and --labels.\n"
     write_text(output / ARGUMENTS, header + yaml.safe_dump(arguments, sort_keys=False))
 
 
@@ -84,7 +84,7 @@ def write_sample(
     settings: SamplingSettings,
     runtime: dict[str, Any],
 ) -> SampleRecord:
-    """Write one scan and its label.
+    """Write one scan, and its label if it has one.
 
     Args:
         output: The folder.
@@ -108,22 +108,25 @@ def write_sample(
         # Only a PNG holds three colors in one file.
         rgb=is_rgb(config.channel_names) and file_ending(item.grid, config.image_dtype) == ".png",
     )
-    files = {path.relative_to(output).as_posix(): sha256_file(path) for path in (*paths.images, paths.label)}
+    files = {path.relative_to(output).as_posix(): sha256_file(path) for path in paths.files}
     return SampleRecord(
         case=item.spec.case,
         index=item.spec.index,
         seed=item.spec.seed,
         model=model,
         model_hash=generator.weights_hash,
-        **asdict(settings),
+        **{**asdict(settings), "guidance_interval": list(settings.guidance_interval)},
         label=item.label_record,
+        conditions=item.conditions,
+        network_evaluations=item.network_evaluations,
         batch=[
             {
                 "case": spec.case,
                 "index": spec.index,
                 "seed": spec.seed,
-                "file": spec.file and spec.file.path.name,
+                "file": spec.file and spec.file.shown,
                 "sha256": spec.file and spec.file.sha256,
+                "conditions": spec.conditions,
             }
             for spec in item.batch
         ],
@@ -131,7 +134,7 @@ def write_sample(
         spacing=list(item.grid.spacing),
         model_shape=list(item.model_shape),
         image_sha256=sha256_array(item.image.numpy().astype(np.dtype(config.image_dtype))),
-        label_sha256=sha256_array(item.label.numpy()),
+        label_sha256=None if item.label is None else sha256_array(item.label.numpy()),
         files=files,
         runtime=runtime,
     )

@@ -1,9 +1,13 @@
-"""The label map of each sample: taken from a file, deformed from a file, or drawn by the label generator."""
+"""What is fixed of a sample before its image is drawn: grid, edges, facts, and its label map.
+
+The label map is taken from a file, deformed from a file, drawn by the label generator, or absent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +15,17 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from medgen.conditions.attributes import SPACING
 from medgen.conditions.deformation import deform_label
 from medgen.conditions.topology import count_parts
 from medgen.data.dataset import load_label
 from medgen.data.geometry import Placement, from_model, place, to_model, valid_mask
+from medgen.data.io import read_grid
 from medgen.diffusion.objective import Objective
 from medgen.diffusion.sampler import sample, sampler_names
 from medgen.generator import Generator, GeneratorConfig
 from medgen.seeding import derive_seed, seeded_noise, stream
+from medgen.synthesis.inputs import place_edges
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
 from medgen.types import BadInputError, Grid
 
@@ -34,9 +41,11 @@ class LabelledGrid:
     Attributes:
         spec: What was planned.
         placement: How its grid lies on the model's.
-        label: ``(H, W[, D])`` int16 values as in files, on its own grid; None until drawn.
+        label: ``(H, W[, D])`` int16 values as in files, on its own grid; None until drawn, or where it has none.
         index: The same on the model's grid, as class indices; 0 in the padding.
         record: For the manifest: how the label arose.
+        edge: ``(1, H, W[, D])`` strength in [0, 1] on the model's grid; None where no edges steer it.
+        facts: Value of each attribute that steers it.
     """
 
     spec: SampleSpec
@@ -44,10 +53,19 @@ class LabelledGrid:
     label: torch.Tensor | None
     index: torch.Tensor | None
     record: dict[str, Any]
+    edge: torch.Tensor | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What steers it besides its label map, as JSON values."""
+        return {**self.spec.conditions, **({"attributes": dict(self.facts)} if self.facts else {})}
 
 
 def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
-    """Fix a sample's grid, and its label where that comes from a file.
+    """Fix a sample's grid, its edges, and its label where that comes from a file.
+
+    The grid is that of the label map, else that of the edges, else a field of view of the training set.
 
     A deformed label keeps the number of parts and holes of each class, unless the map or the model's training maps (95
     of 100 of them) have more than 8 parts: a crowd of cells that touch and part by chance.
@@ -63,14 +81,23 @@ def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
         BadInputError: If the file cannot be used or no deformation keeps its topology.
     """
     config = generator.config
+    item = _label(spec, generator)
+    facts = dict(spec.attributes)
+    if SPACING in config.attributes and SPACING not in facts and item.placement.source.known:
+        facts[SPACING] = json.dumps(list(item.placement.grid.spacing))
+    edge = None if spec.edge is None else place_edges(spec.edge, item.placement, config)
+    return replace(item, edge=edge, facts=facts)
+
+
+def _label(spec: SampleSpec, generator: Generator) -> LabelledGrid:
+    config = generator.config
     if spec.file is None:
-        grid = _draw_grid(spec, config)
-        return LabelledGrid(spec, _place(grid, generator), None, None, {"source": spec.source})
+        return LabelledGrid(spec, _place(_grid(spec, config), generator), None, None, {"source": spec.source})
     source = load_label(spec.file.path, config.class_names)
     label = source.label
     if label is None:
         raise BadInputError(f"{spec.file.path}: expected a label map, got none. Check the file.")
-    record: dict[str, Any] = {"source": spec.source, "file": spec.file.path.name, "sha256": spec.file.sha256}
+    record: dict[str, Any] = {"source": spec.source, "file": spec.file.shown, "sha256": spec.file.sha256}
     if spec.source == "deform":
         crowd = max(count_parts(label), config.max_parts) > MOST_PARTS
         try:
@@ -86,6 +113,25 @@ def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
     placement = _place(source.grid, generator)
     index = to_model(generator.label_to_index(label), placement, mode="nearest", padding="constant")
     return LabelledGrid(spec, placement, label.to(torch.int16), index, record)
+
+
+def steering_names(spec: SampleSpec, config: GeneratorConfig) -> tuple[str, ...]:
+    """Names of the conditions that steer a sample.
+
+    Args:
+        spec: What was planned.
+        config: Of the model.
+
+    Returns:
+        The names; headers of files are read where the voxel size steers.
+    """
+    names = [] if spec.source == "none" else ["mask"]
+    names += ["edge"] if spec.edge is not None else []
+    names += ["text"] if spec.text is not None else []
+    names += list(spec.attributes)
+    if SPACING in config.attributes and SPACING not in names and _grid(spec, config).known:
+        names.append(SPACING)
+    return tuple(names)
 
 
 def generate_labels(
@@ -202,12 +248,23 @@ def _place(grid: Grid, generator: Generator) -> Placement:
     )
 
 
+def _grid(spec: SampleSpec, config: GeneratorConfig) -> Grid:
+    """Where the voxels of a sample lie."""
+    if spec.file is not None:
+        return read_grid(spec.file.path)
+    return _draw_grid(spec, config) if spec.edge is None else read_grid(spec.edge.files[0].path)
+
+
 def _draw_grid(spec: SampleSpec, config: GeneratorConfig) -> Grid:
-    """A field of view of the training set, drawn by the sample's seed, centered at the origin of the scanner."""
+    """A field of view of the training set, drawn by the sample's seed, centered at the origin of the scanner.
+
+    A model without a voxel size of its own gives it the one that the sample is steered by.
+    """
     shapes = config.shapes or (config.size,)
     choice = int(torch.randint(len(shapes), (1,), generator=stream(spec.seed, "shape")))
     shape = tuple(shapes[choice])
-    spacing = config.spacing or (1.0,) * len(shape)
+    asked = spec.attributes.get(SPACING) if config.spacing is None else None
+    spacing = tuple(json.loads(asked)) if asked else config.spacing or (1.0,) * len(shape)
     affine = np.eye(4)
     if config.orientation is not None and len(shape) == 3:
         # Shapes are in the model's axis order: the file then needs no turning.
@@ -216,4 +273,4 @@ def _draw_grid(spec: SampleSpec, config: GeneratorConfig) -> Grid:
             affine[:3, axis] = sign * np.eye(3)[world]
     affine[:3, : len(shape)] *= np.asarray(spacing)
     affine[:3, 3] = -affine[:3, : len(shape)] @ ((np.asarray(shape) - 1) / 2)
-    return Grid(shape, affine, known=config.spacing is not None)
+    return Grid(shape, affine, known=config.spacing is not None or asked is not None)

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from medgen.data.dataset import Rejection, load_case, read_dataset
-from medgen.data.export import file_ending, write_dataset_json
+from medgen.data.export import file_ending, write_dataset_json, write_metadata
 from medgen.generator import Generator
 from medgen.pictures import contact_sheet
 from medgen.provenance import MANIFEST, SampleRecord, explain_full_disk, write_text
+from medgen.synthesis.steering import describe_scales
 from medgen.types import Grid
 
 REJECTED = "rejected.jsonl"
 CONTACT_SHEET = "contact_sheet.png"
 _MOST_SHOWN = 12
+_LAYOUTS = {True: "The layout is nnU-Net v2 raw.", False: "`metadata.csv` lists the scans."}
 
 
 def append_rejection(output: Path, rejection: Rejection) -> None:
@@ -39,7 +41,10 @@ def append_rejection(output: Path, rejection: Rejection) -> None:
 
 
 def close_folder(output: Path, generator: Generator, records: Sequence[SampleRecord], replay: str | None) -> None:
-    """Write ``dataset.json``, the contact sheet and the card, from what lies in the folder.
+    """Write the description of the data set, the contact sheet and the card, from what lies in the folder.
+
+    ``dataset.json`` where all scans have a label, as nnU-Net wants it; a table where one has none, or where texts or
+    attributes steered them.
 
     Args:
         output: Folder of the run; all its scans are written.
@@ -48,15 +53,22 @@ def close_folder(output: Path, generator: Generator, records: Sequence[SampleRec
         replay: How a replay compares with its original, or None.
     """
     config = generator.config
-    write_dataset_json(
-        output,
-        class_names=config.class_names,
-        channel_names=config.channel_names,
-        num_training=len(records),
-        ending=file_ending(Grid(tuple(records[0].shape), np.eye(4)), config.image_dtype),
-        name=f"synthetic_{config.name}",
-        details={"model": records[0].model, "model_hash": records[0].model_hash, "manifest": MANIFEST},
-    )
+    labelled = all(record.label_sha256 for record in records)
+    if labelled:
+        write_dataset_json(
+            output,
+            class_names=config.class_names,
+            channel_names=config.channel_names,
+            num_training=len(records),
+            ending=file_ending(Grid(tuple(records[0].shape), np.eye(4)), config.image_dtype),
+            name=f"synthetic_{config.name}",
+            details={"model": records[0].model, "model_hash": records[0].model_hash, "manifest": MANIFEST},
+        )
+    rows = [_row(record, config.modality) for record in records]
+    if not labelled or any({"text", *config.attributes} & set(row) for row in rows):
+        write_metadata(output, rows, class_names=None if labelled else config.class_names)
+    if not any((output / "labelsTr").iterdir()):
+        (output / "labelsTr").rmdir()
     dataset = read_dataset(output)
     cases = {case.case: case for case in dataset.cases}
     step = max(len(records) / _MOST_SHOWN, 1)
@@ -71,6 +83,17 @@ def close_folder(output: Path, generator: Generator, records: Sequence[SampleRec
     write_text(output / "README.md", _card(generator, records, rejections, replay))
 
 
+def _row(record: SampleRecord, modality: str | None) -> dict[str, str]:
+    """A scan as a row of ``metadata.csv``."""
+    folders: dict[str, list[str]] = {"imagesTr": [], "labelsTr": []}
+    for name in record.files:
+        folders[name.partition("/")[0]].append(name)
+    row = {"id": record.case, "file_name": ";".join(folders["imagesTr"]), "label": "".join(folders["labelsTr"])}
+    row |= {"modality": modality} if modality else {}
+    row |= record.conditions.get("attributes", {})
+    return row | ({"text": record.conditions["text"]} if "text" in record.conditions else {})
+
+
 def _read_rejections(output: Path) -> list[dict[str, str]]:
     path = output / REJECTED
     if not path.exists():
@@ -80,13 +103,30 @@ def _read_rejections(output: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in unique]
 
 
+def _steered_by(record: SampleRecord) -> list[str]:
+    """Names of what steered a scan, as people say them."""
+    plural = {"edge": "edges", "edge_map": "edge maps"}
+    names = [] if record.label["source"] == "none" else ["label map"]
+    names += [plural.get(name, name) for name in record.conditions if name != "attributes"]
+    return [*names, *record.conditions.get("attributes", {})]
+
+
 def _card(
     generator: Generator, records: Sequence[SampleRecord], rejections: Sequence[dict[str, str]], replay: str | None
 ) -> str:
     config, first = generator.config, records[0]
     sources = Counter(record.label["source"] for record in records)
-    used = any(name != "generate" for name in sources)
-    words = {"files": "taken from files", "deform": "deformed from files", "generate": "drawn by the label generator"}
+    words = {
+        "files": "taken from files",
+        "deform": "deformed from files",
+        "generate": "drawn by the label generator",
+        "none": "without",
+    }
+    steered = Counter(name for record in records for name in _steered_by(record))
+    given = {"--labels": {"files", "deform"} & set(sources), "--edges": steered["edges"]}
+    given |= {"--edge_maps": steered["edge maps"]}
+    folders = [f"`{name} FOLDER`" for name, used in given.items() if used]
+    evaluations = sorted({record.network_evaluations for record in records if record.network_evaluations is not None})
     shapes = Counter(" x ".join(map(str, record.shape)) for record in records).most_common(3)
     classes = ", ".join(f"{value} {name}" for value, name in sorted(config.class_names.items()))
     lines = [
@@ -108,15 +148,18 @@ def _card(
         f"| Channels | {', '.join(name for _, name in sorted(config.channel_names.items()))} |",
         f"| Label values | {classes} |",
         f"| Labels | {', '.join(f'{count} {words[name]}' for name, count in sorted(sources.items()))} |",
+        f"| Steered by | {', '.join(f'{name} ({count})' for name, count in steered.items()) or 'nothing'} |",
         f"| Voxels | {', '.join(f'{shape} ({count})' for shape, count in shapes)} |",
         f"| Intensities | `{config.image_dtype}`, on the scale typical of the training set |",
         f"| Sampler | {first.sampler}, spacing {first.sampler_spacing}, {first.num_inference_steps} steps, "
-        f"guidance {first.guidance_scale:g}, temperature {first.temperature:g}, {first.precision} |",
+        f"guidance {describe_scales(first.guidance_scale)}, temperature {first.temperature:g}, {first.precision}, "
+        f"{' or '.join(map(str, evaluations))} network evaluations a scan |",
         f"| Made with | {', '.join(f'{name} {version}' for name, version in first.runtime['versions'].items())} |",
         "",
-        f"The layout is nnU-Net v2 raw. `{MANIFEST}` holds one line per scan: seed, label source, settings, hashes.",
+        f"{_LAYOUTS[all(record.label_sha256 for record in records)]} `{MANIFEST}` holds one line per scan: seed, label "
+        "source, conditions, settings, hashes.",
         f"`medgen synthesize --replay {MANIFEST} --output FOLDER` makes the same voxels again on the same processor;",
-        f"add `--model` with its folder or Hub id if it is not embedded{' and `--labels FOLDER`' if used else ''}.",
+        f"add {' and '.join(['`--model` with its folder or Hub id if it is not embedded', *folders])}.",
     ]
     if replay:
         lines += ["", f"This folder is a replay: {replay}."]

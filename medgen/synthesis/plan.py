@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from medgen.data.dataset import Rejection, load_label, read_labels, require_orientation
-from medgen.data.geometry import place
-from medgen.generator import GeneratorConfig
-from medgen.provenance import hide_folder, sha256_file
 from medgen.seeding import derive_seed
-from medgen.types import BadInputError, Grid
+from medgen.types import BadInputError
 
-LabelSource = Literal["files", "deform", "generate"]
-
-# Between these factors labels are resampled to the model's voxel size; beyond them the structures that the model
-# learned to draw would be lost or invented.
-_SPACING_FACTOR = 2.0
+LabelSource = Literal["files", "deform", "generate", "none"]
 
 
 @dataclass(frozen=True)
-class LabelFile:
-    """A label map of the user's that fits the model.
+class SourceFile:
+    """A file of the user's that a sample is made from.
 
     Attributes:
         path: The file.
         sha256: Digest of its bytes.
+        name: How a manifest calls it, within the folder that was given; empty takes the name of the file.
     """
 
     path: Path
     sha256: str
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """How a manifest calls it."""
+        return self.name or self.path.name
+
+
+LabelFile = SourceFile
+
+
+@dataclass(frozen=True)
+class EdgeSource:
+    """What the edges of a sample are taken from.
+
+    Attributes:
+        files: A scan, one file per channel or one for all, or an edge map.
+        ready: Whether it is an edge map, so that nothing has to be extracted.
+    """
+
+    files: tuple[SourceFile, ...]
+    ready: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,15 +57,36 @@ class SampleSpec:
         case: Identifier.
         index: Position in the plan.
         seed: Seed of all its draws.
-        source: Where its label comes from.
-        file: Label map that is taken or deformed; None for ``generate``.
+        source: Where its label comes from; ``none`` makes a scan without a label map.
+        file: Label map that is taken or deformed; None for ``generate`` and ``none``.
+        edge: What its edges are taken from; None where no edges steer it.
+        text: What it should show, in words; None where no text steers it.
+        attributes: Facts that it should have, by name. A voxel size that is not among them is that of its grid.
     """
 
     case: str
     index: int
     seed: int
     source: LabelSource
-    file: LabelFile | None = None
+    file: SourceFile | None = None
+    edge: EdgeSource | None = None
+    text: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files that it is made from."""
+        files = (*(() if self.file is None else (self.file,)), *(() if self.edge is None else self.edge.files))
+        return tuple(file.path for file in files)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What steers it besides its label map, as JSON values; what is absent is left out."""
+        found: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        if self.edge is not None:
+            files = [{"file": file.shown, "sha256": file.sha256} for file in self.edge.files]
+            found["edge_map" if self.edge.ready else "edge"] = files
+        return found | ({"attributes": dict(self.attributes)} if self.attributes else {})
 
 
 @dataclass(frozen=True)
@@ -61,121 +97,101 @@ class SamplingSettings:
         sampler: Name of the sampler.
         sampler_spacing: Name of its timestep spacing.
         num_inference_steps: Network steps.
-        guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond); None is the model's own.
+        guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), for all conditions or by name; None,
+            and a name that is missing, is the model's own.
+        guidance_interval: Shares of the noise process between which guidance acts; 0 is the image, 1 pure noise.
+        guidance_rescale: Share by which guidance gives back the standard deviation that it adds.
         temperature: Factor on the noise that an image starts from; None is the model's own.
         precision: ``"fp32"`` or ``"bf16"``.
         max_memory_gb: Bound for decoding; None decodes in one piece.
+        controls: How control branches act, by condition: fields of :class:`medgen.generator.ControlUse`.
     """
 
     sampler: str = "dpm++2m"
     sampler_spacing: str = "default"
     num_inference_steps: int = 20
-    guidance_scale: float | None = None
+    guidance_scale: float | Mapping[str, float] | None = field(default=None, hash=False)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
     temperature: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     max_memory_gb: float | None = None
+    controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
 
 
 def plan_samples(
-    num_samples: int, *, seed: int = 0, source: LabelSource = "generate", files: Sequence[LabelFile] = ()
+    num_samples: int,
+    *,
+    seed: int = 0,
+    source: LabelSource = "generate",
+    files: Sequence[SourceFile] = (),
+    edges: Sequence[EdgeSource] = (),
+    prompts: Sequence[str] = (),
+    attributes: Mapping[str, str] | None = None,
 ) -> list[SampleSpec]:
-    """List the samples of a run; label files are taken in turn, each time with a new seed.
+    """List the samples of a run; label maps, edges and prompts are taken in turn, each time with a new seed.
 
     Args:
         num_samples: How many.
         seed: Root seed; a sample's own seed depends on this and on its position only.
         source: Where the labels come from.
         files: Label maps for ``files`` and ``deform``.
+        edges: Sources of edges; beside label maps one for each of them.
+        prompts: Texts.
+        attributes: Facts of every sample, by name.
 
     Returns:
         The plan. A longer one begins with the same samples.
 
     Raises:
-        BadInputError: If there is nothing to do, or the source and the files do not go together.
+        BadInputError: If there is nothing to do, or source, files and edges do not go together.
+    """
+    if (source in ("generate", "none")) == bool(files):
+        needs = "no label files" if source in ("generate", "none") else "label files"
+        raise BadInputError(
+            f"label_source '{source}': expected {needs}, got {len(files)}. Give --labels FOLDER with 'files' or "
+            "'deform', and none with 'generate' or 'none'."
+        )
+    if files and edges and len(files) != len(edges):
+        raise BadInputError(f"edges: expected one for each of the {len(files)} label maps, got {len(edges)}.")
+    if source == "deform" and edges:
+        raise BadInputError(
+            "label_source 'deform': expected no edges, got some, which would contradict the deformed label maps. Leave "
+            "the edges out, or take the label maps as they are."
+        )
+    return plan_rows(
+        [
+            {
+                "source": source,
+                "file": files[index % len(files)] if files else None,
+                "edge": edges[index % len(edges)] if edges else None,
+                "text": prompts[index % len(prompts)] if prompts else None,
+                "attributes": dict(attributes or {}),
+            }
+            for index in range(num_samples)
+        ],
+        num_samples,
+        seed=seed,
+    )
+
+
+def plan_rows(rows: Sequence[Mapping[str, Any]], num_samples: int, *, seed: int = 0) -> list[SampleSpec]:
+    """List the samples of a run, of which each has its own conditions.
+
+    Args:
+        rows: Fields of :class:`SampleSpec` from ``source`` on, taken in turn.
+        num_samples: How many.
+        seed: As for :func:`plan_samples`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        BadInputError: If there is nothing to do.
     """
     if num_samples < 1:
         raise BadInputError(f"num_samples: expected at least 1, got {num_samples}.")
-    if (source == "generate") == bool(files):
-        needs = "no label files" if source == "generate" else "label files"
-        raise BadInputError(
-            f"label_source '{source}': expected {needs}, got {len(files)}. Give --labels FOLDER with 'files' or "
-            "'deform', and none with 'generate'."
-        )
     return [
-        SampleSpec(
-            case=f"synthetic_{index:05d}",
-            index=index,
-            seed=derive_seed(seed, index),
-            source=source,
-            file=files[index % len(files)] if files else None,
-        )
+        SampleSpec(case=f"synthetic_{index:05d}", index=index, seed=derive_seed(seed, index), **rows[index % len(rows)])
         for index in range(num_samples)
     ]
-
-
-def find_labels(
-    folder: Path, config: GeneratorConfig, *, skip_bad: bool = False
-) -> tuple[list[LabelFile], list[Rejection]]:
-    """List the label maps of a folder, each read and checked against the model before any time is spent on sampling.
-
-    Args:
-        folder: Folder of label maps.
-        config: What the model was trained for.
-        skip_bad: Leave out maps that do not fit instead of stopping at the first.
-
-    Returns:
-        Maps that fit, by name, and those left out with the reason.
-
-    Raises:
-        BadInputError: If a map does not fit the model (or none does).
-    """
-    accepted: list[LabelFile] = []
-    rejected: list[Rejection] = []
-    for case, path in read_labels(folder):
-        try:
-            check_grid(path, load_label(path, config.class_names).grid, config)
-        except BadInputError as error:
-            if not skip_bad:
-                raise
-            rejected.append(Rejection(case, hide_folder(str(error), path.parent)))
-            continue
-        accepted.append(LabelFile(path, sha256_file(path)))
-    if not accepted:
-        raise BadInputError(f"{folder}: expected label maps that fit the model, got none. First: {rejected[0].reason}")
-    return accepted, rejected
-
-
-def check_grid(path: Path, grid: Grid, config: GeneratorConfig) -> None:
-    """Refuse a label map whose voxels are not those that the model works on.
-
-    Args:
-        path: Its file, for the message.
-        grid: Its voxel grid.
-        config: What the model was trained for.
-
-    Raises:
-        BadInputError: If dimension, orientation or spacing do not fit.
-    """
-    if grid.spatial_dims != config.spatial_dims:
-        raise BadInputError(
-            f"{path}: expected a {config.spatial_dims}D label map for the model '{config.name}', got "
-            f"{grid.spatial_dims}D of shape {grid.shape}. Choose another model or other labels."
-        )
-    require_orientation(path, grid, config.orientation)
-    if config.spacing is None:
-        return
-    model = " x ".join(f"{value:.3g}" for value in config.spacing)
-    if not grid.known:
-        raise BadInputError(
-            f"{path}: expected a label map that states its voxel size (the model works at {model} mm), got a format "
-            "without one. Give it as NIfTI."
-        )
-    axes = place(grid, orientation=config.orientation).axes[0]
-    own = [grid.spacing[axis] for axis in axes]
-    factors = [mine / wanted for mine, wanted in zip(own, config.spacing, strict=True)]
-    if max(factors) > _SPACING_FACTOR or min(factors) < 1 / _SPACING_FACTOR:
-        got = " x ".join(f"{value:.3g}" for value in own)
-        raise BadInputError(
-            f"{path}: expected voxels within a factor {_SPACING_FACTOR:g} of the model's {model} mm, got {got} mm. "
-            "Resample the label map, or train a model on scans of this spacing."
-        )

@@ -6,18 +6,18 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from medgen.generator import Generator
 from medgen.provenance import SampleRecord, read_manifest, sha256_file
-from medgen.synthesis.plan import LabelFile, SampleSpec, SamplingSettings
+from medgen.synthesis.plan import EdgeSource, SampleSpec, SamplingSettings, SourceFile
 from medgen.types import BadInputError
 
 # What a replay may be told besides the manifest; all else is fixed by it.
-_FREE = {"output", "model", "labels", "device", "skip_bad", "overwrite", "replay"}
+_FREE = {"output", "model", "labels", "edges", "edge_maps", "device", "skip_bad", "overwrite", "replay"}
 
 
 @dataclass(frozen=True)
@@ -152,18 +152,22 @@ class Replay:
         )
 
 
-def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
+def read_replay(
+    manifest: Path, *, labels: Path | None = None, edges: Path | None = None, edge_maps: Path | None = None
+) -> Replay:
     """Rebuild the batches of a run from its manifest, or from any part of it.
 
     Args:
         manifest: The manifest.
         labels: Folder of the label maps; None where the run used none.
+        edges: Folder of the scans whose edges it used, likewise.
+        edge_maps: Folder of its edge maps, likewise.
 
     Returns:
         The run.
 
     Raises:
-        BadInputError: If the manifest is empty or mixed, or a label map is missing or not the same any more.
+        BadInputError: If the manifest is empty or mixed, or a file is missing or not the same any more.
     """
     records = read_manifest(manifest)
     if not records:
@@ -174,21 +178,13 @@ def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
             f"{manifest}: expected samples of one model, got {len(models)} different values of model_hash. Replay the "
             "parts one by one."
         )
-    find = cache(partial(_find_label, manifest, labels))
+    find = cache(partial(_find_file, manifest, {"labels": labels, "edges": edges, "edge_maps": edge_maps}))
     batches: dict[tuple[tuple[SampleSpec, ...], SamplingSettings, int], set[str]] = {}
     for record in records:
-        settings = SamplingSettings(**{item.name: getattr(record, item.name) for item in fields(SamplingSettings)})
+        values = {item.name: getattr(record, item.name) for item in fields(SamplingSettings)}
+        settings = SamplingSettings(**{**values, "guidance_interval": tuple(record.guidance_interval)})
         try:
-            specs = tuple(
-                SampleSpec(
-                    case=member["case"],
-                    index=member["index"],
-                    seed=member["seed"],
-                    source=record.label["source"],
-                    file=find(member["file"], member["sha256"]) if member["file"] else None,
-                )
-                for member in record.batch
-            )
+            specs = tuple(_read_spec(record, member, find) for member in record.batch)
         except KeyError as error:
             raise BadInputError(
                 f"{manifest}: expected {error} in the record of {record.case}, got none. Replay it with the version of "
@@ -199,19 +195,47 @@ def read_replay(manifest: Path, *, labels: Path | None = None) -> Replay:
     return Replay(manifest, records, rebuilt)
 
 
-def _find_label(manifest: Path, folder: Path | None, name: str, sha256: str) -> LabelFile:
+def _read_spec(
+    record: SampleRecord, member: Mapping[str, Any], find: Callable[[str, str, str], SourceFile]
+) -> SampleSpec:
+    steered = member.get("conditions", {})  # records from before there were any have none
+    edge = None
+    for key, argument in (("edge", "edges"), ("edge_map", "edge_maps")):
+        if key in steered:
+            files = tuple(find(argument, file["file"], file["sha256"]) for file in steered[key])
+            edge = EdgeSource(files, ready=key == "edge_map")
+    return SampleSpec(
+        case=member["case"],
+        index=member["index"],
+        seed=member["seed"],
+        source=record.label["source"],
+        file=find("labels", member["file"], member["sha256"]) if member["file"] else None,
+        edge=edge,
+        text=steered.get("text"),
+        attributes=steered.get("attributes", {}),
+    )
+
+
+_KINDS = {"labels": "label map", "edges": "scan", "edge_maps": "edge map"}
+
+
+def _find_file(manifest: Path, folders: Mapping[str, Path | None], argument: str, name: str, sha256: str) -> SourceFile:
+    """A file that a manifest names, by its place in the folder that is given or by its name alone."""
+    folder, kind = folders[argument], _KINDS[argument]
     if folder is None:
         raise BadInputError(
-            f"{manifest}: expected the folder of its label maps ({name}, ...), got none. Give it with --labels FOLDER."
+            f"{manifest}: expected the folder of its {kind}s ({name}, ...), got none. Give it with --{argument} FOLDER."
         )
-    path = Path(folder) / Path(name).name
+    place = PurePosixPath(name)
+    inside = not place.is_absolute() and ".." not in place.parts
+    path = Path(folder) / place if inside and (Path(folder) / place).is_file() else Path(folder) / place.name
     if not path.is_file():
         raise BadInputError(
-            f"{path}: expected the label map that {manifest} names, got no such file. Give its folder with --labels."
+            f"{path}: expected the {kind} that {manifest} names, got no such file. Give its folder with --{argument}."
         )
     if sha256_file(path) != sha256:
         raise BadInputError(
-            f"{path}: expected the label map that {manifest} names (SHA-256 {sha256[:12]}…), got another. Restore the "
-            "file, or give the folder that holds it with --labels."
+            f"{path}: expected the {kind} that {manifest} names (SHA-256 {sha256[:12]}…), got another. Restore the "
+            f"file, or give the folder that holds it with --{argument}."
         )
-    return LabelFile(path, sha256)
+    return SourceFile(path, sha256, name)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from tqdm import tqdm
 
-from medgen.data.case import TRAIN_SPLITS
-from medgen.data.dataset import Rejection, label_splits
-from medgen.generator import Generator, GeneratorConfig
+from medgen.data.dataset import Rejection
+from medgen.generator import Generator
 from medgen.precision import Precision, resolve_precision
 from medgen.provenance import (
     MANIFEST,
@@ -29,10 +26,12 @@ from medgen.provenance import (
 from medgen.synthesis.folder import open_folder, read_done, write_sample
 from medgen.synthesis.labels import prepare
 from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
-from medgen.synthesis.plan import LabelFile, LabelSource, SampleSpec, SamplingSettings, find_labels, plan_samples
+from medgen.synthesis.plan import SampleSpec, SamplingSettings
 from medgen.synthesis.processes import Alone, join_processes, threads
 from medgen.synthesis.replay import Batch, read_replay, refuse_other_arguments
-from medgen.synthesis.sampling import check_settings, sample_batch
+from medgen.synthesis.request import AttributeValue, Request, plan_request
+from medgen.synthesis.sampling import sample_batch
+from medgen.synthesis.steering import check_settings, describe_scales, planned_evaluations, resolve_scales
 from medgen.types import BadInputError
 
 if TYPE_CHECKING:
@@ -46,26 +45,36 @@ def synthesize(
     *,
     model: str = DEFAULT_MODEL,
     labels: Path | None = None,
-    label_source: Literal["files", "deform", "generate"] | None = None,
+    label_source: Literal["files", "deform", "generate", "none"] | None = None,
+    prompts: str | None = None,
+    edges: Path | None = None,
+    edge_maps: Path | None = None,
+    attributes: dict[str, AttributeValue] | None = None,
+    conditions: Path | None = None,
     num_samples: int | None = None,
     batch_size: int = 4,
     seed: int = 0,
     sampler: str = "dpm++2m",
     sampler_spacing: str = "default",
     num_inference_steps: int = 20,
-    guidance_scale: float | None = None,
+    guidance_scale: float | dict[str, float] | None = None,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_rescale: float = 0.0,
+    controls: dict[str, dict[str, float]] | None = None,
     temperature: float | None = None,
     precision: Precision = "auto",
     device: str = "auto",
     max_memory_gb: float | None = None,
+    truncate_prompts: bool = False,
     skip_bad: bool = False,
     overwrite: bool = False,
     replay: Path | None = None,
 ) -> list[SampleRecord]:
     """Make labelled synthetic scans and write them as an nnU-Net v2 raw data set with a manifest.
 
-    The same command on the same folder continues an interrupted run. Several processes (``accelerate launch``) share
-    the work.
+    What steers them (label maps, prompts, edges, attributes) may be given in any combination that the model was trained
+    for; what is not given is absent. The same command on the same folder continues an interrupted run. Several
+    processes (``accelerate launch``) share the work.
 
     Args:
         output: Folder to write; new, empty, or of the same run. A replay may leave it out: it then goes beside the
@@ -73,40 +82,59 @@ def synthesize(
         model: Folder of a trained model or of a training run, name of an embedded model, or Hub id.
         labels: Folder of label maps to make scans for; all in it are used, whatever split they belong to.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
-            the model; by default 'files' if a folder is given, else 'generate'. Deformations keep the number of parts
-            and holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts
-            (cells).
-        num_samples: Scans to make; by default one per label map, or 8. More than there are maps takes them again.
+            the model, 'none' scans without a label map; by default 'files' if a folder is given, else 'generate', or
+            'none' where edges are given or the model knows no label maps. Deformations keep the number of parts and
+            holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts (cells).
+        prompts: What the scans should show, in words: the prompt itself, a .txt file with one a line, or a .csv file
+            with a column `text` or `prompt`; taken in turn.
+        edges: Folder of scans whose edges the new scans follow, extracted as the model's training edges were. Beside
+            label maps they are matched by file name.
+        edge_maps: Folder of edge maps in place of scans: 8-bit or 16-bit PNG, or NIfTI with values from 0 to 1.
+        attributes: Facts that every scan should have, such as '{view: PA, age: 60}'. A voxel size (`spacing`, in mm)
+            that is not given is that of the scan's own grid.
+        conditions: A .csv file with one row a sample instead of the arguments above: columns `label`, `edge`,
+            `edge_map` (files, relative to it), `text` or `prompt`, and one per attribute; empty cells are absent.
+        num_samples: Scans to make; by default one per label map, prompt, scan with edges or row, whichever are most, or
+            8. More than there are takes them again.
         batch_size: Scans that go through the networks together; less needs less memory.
         seed: Root of all random draws.
         sampler: 'dpm++2m', 'unipc', 'heun', and 'euler' for flow or 'ddim' for other models.
         sampler_spacing: Spacing of the steps: 'default', 'lu', 'karras' or 'uniform'.
         num_inference_steps: Steps of the sampler; more is slower and more exact.
-        guidance_scale: How strictly the scan follows its label (1: as trained); by default the model's own.
+        guidance_scale: How strictly the scan follows its conditions (1: as trained), one number for all or by name such
+            as '{mask: 1.5, text: 5}'; by default, and for names that are left out, the model's own.
+        guidance_interval: Shares of the noise process between which guidance acts: 0 is the image, 1 pure noise.
+        guidance_rescale: Share in [0, 1] by which the contrast that guidance adds is taken back.
+        controls: How control branches act, where not as trained: their conditioning_scale, and the shares of the
+            sampling at which they start and end, such as '{edge: {conditioning_scale: 0.7, end: 0.6}}'.
         temperature: Factor on the noise that a scan starts from; less makes cleaner scans that differ less from each
             other (1: as trained); by default the model's own.
         precision: 'bf16', 'fp32', or 'auto' for bf16 where the hardware is fast at it.
         device: 'auto', 'cpu', 'cuda' or another torch device.
         max_memory_gb: Bound on memory for decoding large scans, by tiles.
-        skip_bad: Leave out label maps that cannot be used, list them in rejected.jsonl, and go on.
+        truncate_prompts: Cut prompts that are longer than the text encoder takes, with a warning, instead of refusing
+            them.
+        skip_bad: Leave out label maps, edges and rows that cannot be used, list them in rejected.jsonl, and go on.
         overwrite: Replace another run's output in the folder, with all that is in its imagesTr and labelsTr.
         replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
-            model was a folder or a Hub id, and --labels where label maps were used; both are checked by their SHA-256.
+            model was a folder or a Hub id, and --labels, --edges and --edge_maps where such were used; all are checked
+            by their SHA-256.
 
     Returns:
         The record of each scan, in order.
 
     Raises:
-        BadInputError: If the model, a label map, an argument or the output folder cannot be used.
+        BadInputError: If the model, a label map or other condition, an argument or the output folder cannot be used.
         MemoryError: If a batch does not fit; the message says which setting to lower.
     """
     given = dict(locals())
     output = _choose_output(output, replay)
-    _refuse_inputs_inside(output, labels=labels, replay=replay)
+    request = Request(**{item.name: given[item.name] for item in fields(Request)})
+    _refuse_inputs_inside(output, replay=replay, **request.sources)
     again = None
     if replay is not None:
         refuse_other_arguments(synthesize, given)
-        again = read_replay(Path(replay), labels=labels)
+        again = read_replay(Path(replay), labels=labels, edges=edges, edge_maps=edge_maps)
         device = again.device if device == "auto" else device
     state, chosen = join_processes(device)
     if again is not None:
@@ -122,37 +150,32 @@ def synthesize(
         generator = Generator.from_pretrained(model, device=chosen)
         # Files that people share say nothing of where things lie on this machine.
         name = generator.config.name if Path(model).exists() else model
-        job = _plan_job(
-            generator.config,
-            labels=labels,
-            label_source=label_source,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            seed=seed,
-            skip_bad=skip_bad,
-            settings=SamplingSettings(
-                sampler=sampler,
-                sampler_spacing=sampler_spacing,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=generator.config.guidance_scale if guidance_scale is None else guidance_scale,
-                temperature=generator.config.temperature if temperature is None else temperature,
-                precision=resolve_precision(precision, chosen),
-                max_memory_gb=max_memory_gb,
-            ),
+        settings = SamplingSettings(
+            sampler=sampler,
+            sampler_spacing=sampler_spacing,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=resolve_scales(generator, guidance_scale),
+            guidance_interval=cast("tuple[float, float]", tuple(guidance_interval)),
+            guidance_rescale=guidance_rescale,
+            controls=controls or {},
+            temperature=generator.config.temperature if temperature is None else temperature,
+            precision=resolve_precision(precision, chosen),
+            max_memory_gb=max_memory_gb,
         )
+        job = _plan_job(request, generator, settings, batch_size=batch_size)
+        for path in dict.fromkeys(path for batch in job.batches for spec in batch.specs for path in spec.paths):
+            _refuse_inputs_inside(output, conditions=path)
         job.identity["model_hash"] = generator.weights_hash
-    for each in dict.fromkeys((batch.settings, batch.specs[0].source == "generate") for batch in job.batches):
-        check_settings(generator, each[0], generate=each[1])
+    evaluations: set[int] = set()
+    for batch in {batch.settings: batch for batch in job.batches}.values():
+        specs = [spec for other in job.batches if other.settings == batch.settings for spec in other.specs]
+        check_settings(generator, batch.settings, generate=any(spec.source == "generate" for spec in specs))
+        evaluations |= set(planned_evaluations(generator, specs, batch.settings))
     arguments = {"model": name, "device": str(chosen), **job.arguments}
     if state.is_main_process:
         open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
-        settings = job.batches[0].settings
         why = " (auto)" if precision == "auto" and again is None else ""
-        print(
-            f"model {name} on {chosen} in {settings.precision}{why}, {settings.sampler}, "
-            f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, temperature "
-            f"{settings.temperature:g}"
-        )
+        print(f"model {name} on {chosen} in {_describe(job.batches[0].settings, why, sorted(evaluations))}")
         if job.splits:
             print(job.splits)
     state.wait_for_everyone()
@@ -165,7 +188,8 @@ def synthesize(
         records = finalize_manifest(output / MANIFEST, records)
         verdict = None if again is None else again.compare(records)
         close_folder(output, generator, records, verdict)
-        print(f"{len(records)} labelled scans in {output}" + (f"; {verdict}" if verdict else ""))
+        labelled = "labelled " if all(record.label_sha256 for record in records) else ""
+        print(f"{len(records)} {labelled}scans in {output}" + (f"; {verdict}" if verdict else ""))
     state.wait_for_everyone()
     return read_done(output)
 
@@ -200,54 +224,29 @@ class _Job:
     splits: str = ""
 
 
-def _plan_job(
-    config: GeneratorConfig,
-    *,
-    labels: Path | None,
-    label_source: LabelSource | None,
-    num_samples: int | None,
-    batch_size: int,
-    seed: int,
-    skip_bad: bool,
-    settings: SamplingSettings,
-) -> _Job:
+def _plan_job(request: Request, generator: Generator, settings: SamplingSettings, *, batch_size: int) -> _Job:
     if batch_size < 1:
         raise BadInputError(f"batch_size: expected at least 1, got {batch_size}.")
-    files, rejected = ([], []) if labels is None else find_labels(Path(labels), config, skip_bad=skip_bad)
-    source: LabelSource = label_source or ("files" if files else "generate")
-    count = (len(files) or 8) if num_samples is None else num_samples
-    specs = plan_samples(count, seed=seed, source=source, files=files)
-    options = {"label_source": source, "num_samples": count, "seed": seed, **asdict(settings)}
+    planned = plan_request(request, generator)
+    specs = planned.specs
+    options = {"label_source": planned.source, "num_samples": len(specs), "seed": request.seed, **asdict(settings)}
     # What does not fit into the memory may go on with less of it; each record holds its own batch and bound.
     memory = {"batch_size": batch_size, "max_memory_gb": options.pop("max_memory_gb")}
-    digest = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     return _Job(
         batches=[Batch(tuple(specs[at : at + batch_size]), settings) for at in range(0, len(specs), batch_size)],
-        identity={**options, "labels_sha256": digest if files else None},
-        arguments={
-            "labels": Path(labels).resolve().name if labels else None,
-            **options,
-            **memory,
-            "skip_bad": skip_bad,
-        },
-        rejected=rejected,
-        splits="" if labels is None else _describe_splits(labels, files),
+        identity={**options, **planned.digests},
+        arguments={**request.arguments, **options, **memory},
+        rejected=planned.rejected,
+        splits=planned.splits,
     )
 
 
-def _describe_splits(folder: Path, files: Sequence[LabelFile]) -> str:
-    """Which splits the label maps are of; nothing where none are named."""
-    splits = label_splits(folder)
-    counts = Counter(splits[path] for path in (file.path.resolve() for file in files) if path in splits)
-    if not counts:
-        return ""
-    held_out = [split for split in counts if split not in TRAIN_SPLITS]
-    warning = (
-        f". Scans made for label maps of {' and '.join(held_out)} must not train what is tested on that split: give a "
-        "folder without these for that"
-    )
-    listing = ", ".join(f"{count} of {split}" for split, count in counts.items())
-    return f"label maps: {listing}{warning if held_out else ''}"
+def _describe(settings: SamplingSettings, why: str, evaluations: Sequence[int]) -> str:
+    """What the user may want to change, and what a scan costs."""
+    low, high = evaluations[0], evaluations[-1]
+    words = f"{settings.precision}{why}, {settings.sampler}, {settings.num_inference_steps} steps, guidance "
+    words += f"{describe_scales(settings.guidance_scale)}, temperature {settings.temperature:g}, "
+    return f"{words}{low if low == high else f'{low} to {high}'} network evaluations a scan"
 
 
 def _make(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,14 @@ import numpy as np
 import torch
 
 from medgen.conditions.condition import Condition
-from medgen.conditions.mask import one_hot
-from medgen.data.geometry import from_model, valid_mask
-from medgen.diffusion.guidance import guide
+from medgen.data.geometry import from_model
 from medgen.diffusion.sampler import sample
 from medgen.generator import Generator
 from medgen.precision import autocast, exact_fp32, is_out_of_memory, memory_format
 from medgen.seeding import seeded_noise
-from medgen.synthesis.labels import LabelledGrid, generate_labels, label_sampling, prepare
+from medgen.synthesis.labels import LabelledGrid, generate_labels, prepare
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
+from medgen.synthesis.steering import batch_condition, check_steering, control_uses, guide
 from medgen.types import BadInputError, Grid
 
 
@@ -29,19 +27,23 @@ class SyntheticSample:
 
     Attributes:
         image: ``(C, H, W[, D])`` float32 in source units, rounded to what the model's file type holds.
-        label: ``(H, W[, D])`` int16 label values.
-        grid: Grid of both: that of the label file, or of a training scan.
+        label: ``(H, W[, D])`` int16 label values; None where it was made without.
+        grid: Grid of both: that of the label file or of the edges, or of a training scan.
         spec: What was planned.
         label_record: How the label arose.
+        conditions: What steered it besides the label map, as JSON values.
+        network_evaluations: Passes of the denoiser.
         model_shape: Voxels of the padded grid that the networks saw.
         batch: Samples that went through the networks together, this one included.
     """
 
     image: torch.Tensor
-    label: torch.Tensor
+    label: torch.Tensor | None
     grid: Grid
     spec: SampleSpec
     label_record: dict[str, Any]
+    conditions: dict[str, Any]
+    network_evaluations: int
     model_shape: tuple[int, ...]
     batch: tuple[SampleSpec, ...]
 
@@ -67,45 +69,14 @@ def iter_samples(
         Labelled scans in the order of the plan.
 
     Raises:
-        BadInputError: If a label cannot be used or the settings do not go together.
+        BadInputError: If a label, a text or another condition cannot be used or the settings do not go together.
     """
     if batch_size < 1:
         raise BadInputError(f"batch_size: expected at least 1, got {batch_size}.")
+    check_steering(generator, specs)
     for start in range(0, len(specs), batch_size):
         batch = [prepare(spec, generator) for spec in specs[start : start + batch_size]]
         yield from sample_batch(generator, batch, settings or SamplingSettings(), on_step=on_step)
-
-
-def check_settings(generator: Generator, settings: SamplingSettings, *, generate: bool) -> None:
-    """Refuse settings that do not go with a model before anything is written, by a rehearsal on a single number.
-
-    Args:
-        generator: The model.
-        settings: How to sample.
-        generate: Whether labels are drawn by the model too.
-
-    Raises:
-        BadInputError: If sampler, spacing, steps, guidance or memory bound cannot be, or labels cannot be drawn.
-    """
-    bound = settings.max_memory_gb
-    if bound is not None and not (math.isfinite(bound) and bound > 0):
-        raise BadInputError(f"max_memory_gb: expected a finite number above 0, got {bound}.")
-    config = generator.config
-    scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
-    temperature = config.temperature if settings.temperature is None else settings.temperature
-    runs = [(config.objective, settings.sampler)]
-    if generate:
-        runs.append(label_sampling(generator, settings.sampler))
-    for objective, sampler in runs:
-        sample(
-            guide(lambda x, t, condition: x, None, None, guidance_scale=scale),
-            torch.zeros(1, 1, 1),
-            objective=objective,
-            sampler=sampler,
-            spacing=settings.sampler_spacing,
-            num_inference_steps=settings.num_inference_steps,
-            temperature=temperature,
-        )
 
 
 def sample_batch(
@@ -116,7 +87,7 @@ def sample_batch(
     on_step: Callable[[int], object] | None = None,
     on_reject: Callable[[SampleSpec, BadInputError], object] | None = None,
 ) -> list[SyntheticSample]:
-    """Make the scans of one batch; those that share a model grid run together.
+    """Make the scans of one batch; those that share a model grid and their kinds of conditions run together.
 
     Args:
         generator: The model, on its device.
@@ -132,11 +103,12 @@ def sample_batch(
         BadInputError: If the settings do not go together or no acceptable label is drawn.
         MemoryError: If the batch does not fit; the message says which setting to lower.
     """
-    groups: dict[tuple[int, ...], list[LabelledGrid]] = {}
+    groups: dict[Any, list[LabelledGrid]] = {}
     for item in batch:
-        groups.setdefault(item.placement.shape, []).append(item)
+        kinds = frozenset({*item.facts, *item.spec.conditions})
+        groups.setdefault((item.placement.shape, item.spec.source, kinds), []).append(item)
     done: list[SyntheticSample] = []
-    for shape, group in groups.items():
+    for (shape, *_), group in groups.items():
         try:
             done += _sample_group(generator, group, settings, on_step, on_reject)
         except (MemoryError, RuntimeError) as error:
@@ -159,19 +131,21 @@ def _sample_group(
 ) -> list[SyntheticSample]:
     # A sample that is rejected took part in drawing the labels, so a replay has to take it along.
     members = tuple(item.spec for item in group)
-    images, group = _run_networks(generator, group, settings, on_step, on_reject)
+    images, group, evaluations = _run_networks(generator, group, settings, on_step, on_reject)
     return [
         SyntheticSample(
             image=_to_source(image, item, generator),
-            label=item.label.clone(),  # outside inference mode, so that it can go into a training loop
+            # Outside inference mode, so that it can go into a training loop.
+            label=None if item.label is None else item.label.clone(),
             grid=item.placement.source,
             spec=item.spec,
             label_record=item.record,
+            conditions=item.conditions,
+            network_evaluations=evaluations,
             model_shape=item.placement.shape,
             batch=members,
         )
         for item, image in zip(group, images, strict=True)
-        if item.label is not None
     ]
 
 
@@ -183,8 +157,8 @@ def _run_networks(
     settings: SamplingSettings,
     on_step: Callable[[int], object] | None,
     on_reject: Callable[[SampleSpec, BadInputError], object] | None,
-) -> tuple[Iterable[torch.Tensor], list[LabelledGrid]]:
-    """Images ``(B, C, *spatial)`` in [-1, 1] on the model's grid, and the samples with their labels."""
+) -> tuple[Iterable[torch.Tensor], list[LabelledGrid], int]:
+    """Images ``(B, C, *spatial)`` in [-1, 1] on the model's grid, the samples with their labels, denoiser passes."""
     config, device = generator.config, generator.device
     # Set either way: the layout decides the rounding, so it must not depend on what ran before.
     layout = memory_format(config.spatial_dims) if settings.precision == "bf16" else torch.contiguous_format
@@ -194,21 +168,20 @@ def _run_networks(
         with autocast(device, settings.precision):
             return generator.denoise_label(x, t, valid)
 
+    uses = control_uses(generator, settings)
+
     def denoiser(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         with autocast(device, settings.precision):
-            return generator.denoise(x, t, condition)
+            return generator.denoise(x, t, condition, controls=uses)
 
     if group[0].spec.source == "generate":
         group = generate_labels(group, generator, label_denoiser, settings, on_reject)
         if not group:
-            return [], []
-    indices = torch.stack([item.index for item in group if item.index is not None])
-    valid = torch.stack([valid_mask(item.placement) for item in group])
-    condition = Condition(mask=one_hot(indices.to(device), generator.num_classes, valid=valid.to(device)))
-    scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+            return [], [], 0
+    guided = guide(generator, batch_condition(generator, group), settings, denoiser)
     noise = seeded_noise(generator.latent_shape(group[0].placement.shape), [item.spec.seed for item in group])
     latents = sample(
-        guide(denoiser, condition, condition.null(), guidance_scale=scale),
+        guided,
         noise.to(device),
         objective=config.objective,
         callback=None if on_step is None else lambda step, _: on_step(step + 1),
@@ -219,7 +192,7 @@ def _run_networks(
     )
     with autocast(device, settings.precision):
         images = generator.decode(latents, max_memory_gb=settings.max_memory_gb)
-    return images.float().cpu(), group
+    return images.float().cpu(), group, guided.evaluations
 
 
 def _to_source(image: torch.Tensor, item: LabelledGrid, generator: Generator) -> torch.Tensor:

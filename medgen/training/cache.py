@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,19 @@ from monai.transforms import AffineGrid, RandAffineGrid, Resample
 from safetensors import safe_open
 from tqdm import tqdm
 
+from medgen.conditions.attributes import SPACING
+from medgen.conditions.edge import EdgeSettings, extract_edges
 from medgen.conditions.topology import count_parts
 from medgen.data.dataset import Case, Dataset, load_cases, require_orientation
 from medgen.data.geometry import place, to_model, valid_mask
-from medgen.planning import SPACING_FACTOR, DiffusionPlan, Plan
+from medgen.planning import SPACING_FACTOR, ConditionsPlan, DiffusionPlan, Plan, facts_of
 from medgen.provenance import sha256_file
 from medgen.seeding import derive_seed, stream
 from medgen.training.tensors import save_tensors
 from medgen.types import BadInputError, Grid, Sample
 
 # Part of the cache's name: raise it when what is stored changes.
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class CachedScan:
         shift: Intensity offsets of its normalization.
         classes: Label values present.
         parts: Connected parts of the foreground, neighbors across corners counted as connected.
+        labelled: Whether it has a label map; without, `label` is all 0.
+        text: Its text, where texts steer; empty where it has none.
+        facts: What is known of the attributes that steer.
     """
 
     case: str
@@ -53,6 +58,9 @@ class CachedScan:
     shift: tuple[float, ...]
     classes: tuple[int, ...]
     parts: int
+    labelled: bool = True
+    text: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 def key_of(*parts: Any) -> str:
@@ -123,7 +131,7 @@ def cache_scans(
 
     def check(case: Case, sample: Sample) -> None:
         source = case.images[0]
-        if sample.image is None or sample.label is None:
+        if sample.image is None or (sample.label is None and plan.denoiser.conditions.needs_labels):
             raise BadInputError(f"{source}: expected an image and a label, got only one of them. Add the other.")
         if plan.spacing is not None and not sample.grid.known:
             raise BadInputError(
@@ -145,7 +153,16 @@ def cache_scans(
         # validation can do without. Whether enough is left for training is for the caller to judge.
         if not skip_bad:
             raise
-    return [cached[case.case] for case in cases if case.case in cached]
+    return [_with_words(cached[case.case], case, plan.denoiser.conditions) for case in cases if case.case in cached]
+
+
+def _with_words(scan: CachedScan, case: Case, conditions: ConditionsPlan) -> CachedScan:
+    """The scan with what the metadata say of it, which is no part of its file."""
+    facts = facts_of(case, tuple(conditions.attributes))
+    if SPACING in conditions.attributes and SPACING not in facts:
+        facts[SPACING] = json.dumps(list(scan.spacing))
+    text = conditions.text.text_of(case) if conditions.text is not None else ""
+    return dataclasses.replace(scan, text=text, facts=facts)
 
 
 def _entry_path(folder: Path, case: str, source: str) -> Path:
@@ -168,14 +185,15 @@ def _check_spacing(source: Path, grid: Grid, plan: Plan) -> None:
 
 
 def _write_entry(sample: Sample, source: str, plan: Plan, path: Path, divisor: int) -> None:
-    if sample.image is None or sample.label is None:
-        raise ValueError(f"{sample.case}: expected a sample that passed the check, got one without image or label")
+    if sample.image is None:
+        raise ValueError(f"{sample.case}: expected a sample that passed the check, got one without image")
+    own = torch.zeros(sample.grid.shape, dtype=torch.int16) if sample.label is None else sample.label
     placement = place(
         sample.grid, spacing=plan.spacing, orientation=plan.orientation, min_size=plan.size, divisor=divisor
     )
     intensity = plan.normalization.fit(sample.image)
     image = to_model(intensity.forward(sample.image), placement, mode="linear", padding="reflect")
-    label = to_model(sample.label, placement, mode="nearest", padding="constant")
+    label = to_model(own, placement, mode="nearest", padding="constant")
     values = torch.tensor(sorted(plan.class_names))
     entry = {
         "case": sample.case,
@@ -184,8 +202,9 @@ def _write_entry(sample: Sample, source: str, plan: Plan, path: Path, divisor: i
         "spacing": placement.grid.spacing if sample.grid.known else (1.0,) * sample.grid.spatial_dims,
         "scale": intensity.scale,
         "shift": intensity.shift,
-        "classes": sample.label.unique().tolist(),
-        "parts": count_parts(sample.label),
+        "classes": own.unique().tolist(),
+        "parts": count_parts(own),
+        "labelled": sample.label is not None,
     }
     tensors = {
         "image": image.to(torch.float16),
@@ -292,6 +311,7 @@ def cache_variants(
     variants: int,
     seed: int,
     title: str,
+    edge: EdgeSettings | None = None,
 ) -> list[Path]:
     """Encode every scan in several versions, once: first as it was acquired, then augmented.
 
@@ -308,10 +328,11 @@ def cache_variants(
         variants: Versions per scan.
         seed: Decides the draws, together with case and version.
         title: Name on the progress bar.
+        edge: How edges are extracted from each version; None is without.
 
     Returns:
-        One safetensors file per scan with ``x (V, c, ...)``, ``label (V, *size)``, ``valid (V, *size)`` and
-        ``augmented (V,)`` bool, which versions are not as acquired.
+        One safetensors file per scan with ``x (V, c, ...)``, ``label (V, *size)``, ``valid (V, *size)``, ``augmented
+        (V,)`` bool, which versions are not as acquired, and, if asked for, ``edge (V, *size)`` uint8, 255 the most.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{scan.case}.safetensors" for scan in scans]
@@ -326,7 +347,11 @@ def cache_variants(
             if variant >= acquired:
                 tensors = augment(whole, plan, derive_seed(seed, "augment", scan.case, variant), scan.spacing)
             tensors = crop_to(tensors, size, stream(seed, "crop", scan.case, variant) if variants > 1 else None)
-            rows.append({"x": encode(tensors).to(torch.float16), "label": tensors["label"], "valid": tensors["valid"]})
+            row = {"x": encode(tensors).to(torch.float16), "label": tensors["label"], "valid": tensors["valid"]}
+            if edge is not None:
+                found = extract_edges(tensors["image"], edge, valid=tensors["valid"], spacing=scan.spacing)[0]
+                row["edge"] = (255 * found).round().to(torch.uint8)
+            rows.append(row)
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         save_tensors(stacked | {"augmented": torch.arange(variants) >= acquired}, path)
     return paths

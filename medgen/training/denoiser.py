@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,13 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from medgen.conditions.condition import Condition
-from medgen.conditions.mask import one_hot
 from medgen.diffusion.objective import Objective
-from medgen.networks import Denoiser
 from medgen.planning import DiffusionPlan
 from medgen.precision import Precision, autocast, memory_format
 from medgen.seeding import derive_seed, seeded_noise, stream
+from medgen.training.control import ControlledDenoiser
 from medgen.training.loop import average_gradients, sample_index
+from medgen.training.steering import Steering, is_trained
+
+if TYPE_CHECKING:
+    from medgen.training.control import AnyDenoiser
 
 # Voxels outside a scan's field of view are reflections that nobody sees; they count little, but keep the rim sane.
 OUTSIDE_WEIGHT = 0.1
@@ -59,17 +63,27 @@ def draw_variant(augmented: torch.Tensor, seed: int) -> int:
     return acquired + draw if draw < changed else int(torch.randint(acquired, (1,), generator=chance))
 
 
+class _Row(NamedTuple):
+    """One version of a scan: clean sample, weight of each voxel, whether it is augmented, and what steers it."""
+
+    x0: torch.Tensor
+    region: torch.Tensor
+    augmented: torch.Tensor
+    condition: Condition
+    text: str
+
+
 class DenoiserStage:
     """Trains one denoiser on cached clean samples.
 
     Args:
-        name: ``"denoiser"`` or ``"label"``.
-        denoiser: The network.
+        name: ``"denoiser"``, ``"label"``, ``"control"`` or ``"tuning"``.
+        denoiser: The network; of a controlled one only the control learns.
         plan: Rates, sizes, dropout.
         objective: What it predicts.
         train: Files of the variant cache to learn from.
         val: Files to measure on.
-        num_classes: Channels of the mask: classes of the label map, or 1 for the field of view alone.
+        steering: What steers each sample; its text encoder, if it is trained, is trained too.
         preview: Called with the number of steps and a PNG path at each validation, averaged weights in place.
         accelerator: Device and processes.
         precision: ``"bf16"`` or ``"fp32"``.
@@ -79,63 +93,68 @@ class DenoiserStage:
     def __init__(
         self,
         name: str,
-        denoiser: Denoiser,
+        denoiser: AnyDenoiser | ControlledDenoiser,
         plan: DiffusionPlan,
         objective: Objective,
         train: list[Path],
         val: list[Path],
         *,
-        num_classes: int,
+        steering: Steering,
         preview: Callable[[int, Path], None],
         accelerator: Accelerator,
         precision: Precision,
         seed: int,
     ) -> None:
         self.name, self.plan, self.objective = name, plan, objective
-        self.train, self.val, self.num_classes, self.preview = train, val, num_classes, preview
+        self.train, self.val, self.steering, self.preview = train, val, steering, preview
         self.accelerator, self.precision, self.seed = accelerator, precision, seed
         self.steps, self.learning_rate, self.ema_decay = plan.steps, plan.learning_rate, plan.ema_decay
         self.can_save_memory = not plan.gradient_checkpointing
         layout = memory_format(denoiser.config["spatial_dims"])
-        self.averaged = denoiser.to(accelerator.device, memory_format=layout).train()
+        self.denoiser: nn.Module = denoiser.to(accelerator.device, memory_format=layout).train()  # type: ignore[call-overload]
+        self.averaged: nn.Module = denoiser.control if isinstance(denoiser, ControlledDenoiser) else denoiser
+        encoder = steering.text_encoder
+        if encoder is not None and is_trained(encoder.to(accelerator.device)):
+            self.averaged = nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": encoder.train()})
         self.networks: dict[str, nn.Module] = {"denoiser": self.averaged}
+        weights = [parameter for parameter in self.averaged.parameters() if parameter.requires_grad]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "denoiser": torch.optim.AdamW(denoiser.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+            "denoiser": torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
         }
 
-    def _read(self, path: Path, seed: int | None) -> tuple[torch.Tensor, ...]:
-        """Clean sample, one-hot mask and voxel weights of a version of a scan (None: the first); if it is augmented."""
+    def _read(self, path: Path, seed: int | None) -> _Row:
+        """A version of a scan; the first without a seed."""
         with safe_open(path, framework="pt") as file:
             flags = file.get_tensor("augmented")
             variant = 0 if seed is None else draw_variant(flags, seed)
-            x, label, valid = (file.get_slice(name)[variant] for name in ("x", "label", "valid"))
-        if self.num_classes == 1:
-            mask = valid[None].float()
-        else:
-            mask = one_hot(label[None].long(), self.num_classes, valid=valid[None])[0]
+            names = [name for name in file.keys() if name != "augmented"]  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_slice(name)[variant] for name in names}
+        x, valid = tensors.pop("x").float(), tensors["valid"]
+        condition, text = self.steering.read(path.stem, tensors, seed)
         stride = valid.shape[-1] // x.shape[-1]
         pool = F.avg_pool3d if valid.ndim == 3 else F.avg_pool2d
         inside = pool(valid[None, None].float(), stride)[0]
-        return x.float(), mask, OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside, flags[variant]
+        return _Row(x, OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside, flags[variant], condition, text)
 
     def _loss(
-        self, rows: Sequence[tuple[torch.Tensor, ...]], seeds: list[int], dropout: float, t: torch.Tensor | None = None
+        self, rows: Sequence[_Row], seeds: list[int], dropout: float, t: torch.Tensor | None = None
     ) -> torch.Tensor:
         device = self.accelerator.device
-        x0, mask, region, augmented = (torch.stack(column).to(device) for column in zip(*rows, strict=True))
+        x0, region, augmented = (torch.stack(column).to(device) for column in list(zip(*rows, strict=True))[:3])
         noise = seeded_noise(x0.shape[1:], seeds).to(device)
         if t is None:
             t = torch.cat([self.objective.sample_timesteps(1, generator=stream(seed, "t")) for seed in seeds])
         t = t.to(device)
         # One stream a sample, as for the noise: what is dropped does not depend on the batch.
+        together = self.steering.plan.drop_all if self.steering.plan and dropout else 0.0
         parts = [
-            Condition(row[None]).drop(dropout, generator=stream(seed, "drop"))
-            for row, seed in zip(mask, seeds, strict=True)
+            row.condition.drop(dropout, generator=stream(seed, "drop"), all_of_them=together)
+            for row, seed in zip(rows, seeds, strict=True)
         ]
-        condition = torch.cat([part.mask for part in parts if part.mask is not None])
+        condition = self.steering.batch(parts, [row.text for row in rows], device)
         noisy = self.objective.add_noise(x0, noise, t).to(memory_format=memory_format(x0.ndim - 2))
         with autocast(device, self.precision):
-            output = self.averaged(noisy, t, condition, augmented)
+            output = self.denoiser(noisy, t, condition.parts, augmented)
         return diffusion_loss(output, self.objective.target(x0, noise, t), self.objective.weight(t).to(device), region)
 
     def update(self, step: int, positions: list[int]) -> dict[str, torch.Tensor]:
@@ -149,7 +168,7 @@ class DenoiserStage:
             The loss.
         """
         seeds = [derive_seed(self.seed, self.name, position) for position in positions]
-        rows = []
+        rows: list[_Row] = []
         for position, seed in zip(positions, seeds, strict=True):
             path = self.train[sample_index(position, len(self.train), self.seed, self.name)]
             rows.append(self._read(path, seed))

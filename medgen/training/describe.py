@@ -46,7 +46,7 @@ def describe_generator(
     """
     shapes = [tuple(map(min, scan.shape, plan.size)) for scan in train]
     # Of crops these two are not known: scans that fit speak for the others, unless most are cropped.
-    whole = [scan for shape, scan in zip(shapes, train, strict=True) if shape == scan.shape]
+    whole = [scan for shape, scan in zip(shapes, train, strict=True) if shape == scan.shape and scan.labelled]
     constant, parts = set[int](), 0
     if 2 * len(whole) > len(train):
         constant = set.intersection(*(set(scan.classes) for scan in whole)) - {0}
@@ -71,6 +71,9 @@ def describe_generator(
         shapes=tuple(shapes),
         constant_classes=tuple(sorted(constant)),
         max_parts=parts,
+        edge=plan.denoiser.conditions.edge,
+        attributes=plan.denoiser.conditions.attributes,
+        text_template=plan.denoiser.conditions.text.template if plan.denoiser.conditions.text else None,
         training={
             "data": data,
             "training_cases": len(train),

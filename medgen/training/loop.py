@@ -137,7 +137,7 @@ def run_stage(
         MemoryError: If a batch does not fit; the message says what to change.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
-    parameters = list(stage.averaged.parameters())
+    parameters = [parameter for parameter in stage.averaged.parameters() if parameter.requires_grad]
     ema = EMAModel(parameters, decay=stage.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
     checkpoints = folder / "checkpoints" / stage.name
     start = _load(stage, ema, checkpoints)
@@ -248,7 +248,9 @@ def _save(stage: Stage, ema: EMAModel, folder: Path, step: int) -> None:
         "ema": {name: value for name, value in ema.state_dict().items() if name != "shadow_params"}
     }
     for name, network in stage.networks.items():
-        tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
+        frozen = _frozen(network) if network is stage.averaged else set()
+        own = {key: value for key, value in network.state_dict().items() if key not in frozen}
+        tensors |= {f"network.{name}.{key}": value for key, value in own.items()}
     for name, optimizer in stage.optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -258,6 +260,11 @@ def _save(stage: Stage, ema: EMAModel, folder: Path, step: int) -> None:
     save_tensors(tensors, path, {"scalars": json.dumps(scalars)})
     for old in sorted(folder.glob("step_*.safetensors"))[:-KEPT_CHECKPOINTS]:
         old.unlink()
+
+
+def _frozen(network: nn.Module) -> set[str]:
+    """Names of weights that are not trained, which need no checkpoint."""
+    return {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
 
 
 def _load(stage: Stage, ema: EMAModel, folder: Path) -> int:
@@ -270,7 +277,9 @@ def _load(stage: Stage, ema: EMAModel, folder: Path) -> int:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     for name, network in stage.networks.items():
         prefix = f"network.{name}."
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        frozen = _frozen(network) if network is stage.averaged else set()
+        network.load_state_dict(own | {k: v for k, v in network.state_dict().items() if k in frozen})
     for name, optimizer in stage.optimizers.items():
         whole = optimizer.state_dict()
         prefix = f"optimizer.{name}."

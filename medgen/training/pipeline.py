@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 
 from medgen.data.dataset import Dataset, read_dataset, split_cases
 from medgen.generator import Generator
-from medgen.networks import Autoencoder, Denoiser
+from medgen.networks import Autoencoder, Denoiser, add_lora, merge_lora, save_lora
 from medgen.planning import (
     STAGES,
     DenoiserPlan,
@@ -21,6 +22,7 @@ from medgen.planning import (
     Plan,
     StageName,
     check_plan,
+    learned_from,
     make_plan,
     network_arguments,
     summarize_plan,
@@ -31,6 +33,7 @@ from medgen.seeding import derive_seed
 from medgen.training.autoencoder import AutoencoderStage
 from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
 from medgen.training.card import write_card
+from medgen.training.control import ControlledDenoiser, new_control, plan_on
 from medgen.training.denoiser import DenoiserStage
 from medgen.training.describe import describe_generator
 from medgen.training.folder import (
@@ -46,7 +49,11 @@ from medgen.training.folder import (
 from medgen.training.loop import finished, load_averaged, run_stage
 from medgen.training.preview import preview_images, preview_labels
 from medgen.training.processes import check_batches, choose_accelerator
+from medgen.training.steering import Steering, build_text_encoder
 from medgen.types import BadInputError
+
+if TYPE_CHECKING:
+    from medgen.training.control import AnyDenoiser
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
 
@@ -56,6 +63,9 @@ def train(
     output: Path,
     *,
     plan: Plan | None = None,
+    conditions: list[str] | None = None,
+    base: str | None = None,
+    lora_rank: int | None = None,
     stages: Sequence[StageName] = ("autoencoder", "denoiser", "label"),
     max_steps: int | None = None,
     dry_run: bool = False,
@@ -63,7 +73,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Train a generator on a folder of labelled scans.
+    """Train a generator on a folder of scans.
 
     Without a plan it follows `plan.yaml` in the output folder, or makes one from what it finds in the data; edit
     that file before the training, or pass it back with `--config` to a new folder. A run that was stopped, even killed,
@@ -75,6 +85,14 @@ def train(
             copies and pictures of real scans too.
         plan: Plan to follow, as `plan.yaml` of another run; by default `plan.yaml` in the output folder, or else one
             that is made from the data.
+        conditions: What is to steer the generator, where the plan is made from the data: mask (label maps), edge, text
+            (column `text` of the metadata), spacing (voxel size), any column such as view or age, or none; by default
+            mask. Each may be left out at synthesis. Scans without a label map are used where more than masks steer.
+        base: Finished model to go on from: folder, embedded name or Hub id, also of a Stable Diffusion 1.x or 2.x
+            pipeline. For mask or edge, if that does not steer it yet, a control branch is trained while the model stays
+            as it is; again with the other, it gets a second one. For conditions that it has, it is tuned to the scans.
+        lora_rank: Tune the base by low-rank changes of this rank, which take less memory and are also saved on their
+            own in the folder lora/; by default all weights of its denoiser are tuned.
         stages: Which stages to run; what a stage needs from an earlier one must be there.
         max_steps: Cap on the steps of each stage, for a quick trial.
         dry_run: Show plan, parameters, memory and time, write the plan to `plan.yaml` in the output folder, and stop.
@@ -92,7 +110,23 @@ def train(
     folder = Path(output)
     check_output(folder)
     dataset = read_dataset(data)
-    plan = plan or earlier_plan(folder, dataset) or make_plan(dataset, device=device)
+    model = None if base is None else Generator.from_pretrained(base)
+    earlier = plan or earlier_plan(folder, dataset)
+    if earlier is not None and conditions is not None and not earlier.has_base:
+        _require_conditions(earlier, conditions)
+    if earlier is None and model is not None:
+        if conditions is None:
+            raise BadInputError(
+                "conditions: expected what the base is to learn: mask or edge for a control branch, or those that it "
+                f"has, to tune it ({', '.join(model.conditions) or 'none'}). Name them."
+            )
+        earlier = plan_on(model, dataset, conditions, lora_rank=lora_rank, device=device)
+    plan = earlier or make_plan(dataset, conditions=conditions, device=device)
+    if plan.has_base != (model is not None):
+        raise BadInputError(
+            f"base: expected {'a model' if plan.has_base else 'none'}, as in the plan that is followed, got {base}. "
+            "Name it, or choose another --output."
+        )
     check_plan(plan, dataset)
     if dry_run:
         print(summarize_plan(_cap(plan, max_steps), dataset, device=device, seed=seed))
@@ -100,24 +134,37 @@ def train(
         return folder
     check_batches(plan, stages)
     accelerator = choose_accelerator(device)
-    run = _Run(dataset, plan, folder, accelerator, max_steps=max_steps, skip_bad=skip_bad, seed=seed)
-    if "autoencoder" in stages:
-        run.train_autoencoder()
-    if "denoiser" in stages:
-        run.train_denoiser()
-    if "label" in stages:
-        run.train_label()
+    run = _Run(dataset, plan, folder, accelerator, model, max_steps=max_steps, skip_bad=skip_bad, seed=seed)
+    if model is not None:
+        run.train_on(model)
+    else:
+        if "autoencoder" in stages:
+            run.train_autoencoder()
+        if "denoiser" in stages:
+            run.train_denoiser()
+        if "label" in stages:
+            run.train_label()
     if accelerator.is_main_process:
         print(_next_step(folder, dataset))
     return folder
+
+
+def _require_conditions(plan: Plan, names: Sequence[str]) -> None:
+    """Refuse conditions that contradict a plan."""
+    planned = plan.denoiser.conditions.names
+    if set(planned) != set(names) - {"none"}:
+        raise BadInputError(
+            f"conditions: expected {', '.join(planned) or 'none'}, as in the plan that is followed, got "
+            f"{', '.join(names)}. Leave them out, or choose another --output to have a plan made."
+        )
 
 
 def _next_step(folder: Path, dataset: Dataset) -> str:
     model = model_folder(folder)
     if not (model / "generator.json").is_file():
         return f"no model yet. Next: medgen train --data {dataset.root} --output {folder}"
-    labels = ""
-    if Generator.from_pretrained(model).label_denoiser is None:
+    labels, made = "", Generator.from_pretrained(model)
+    if made.label_denoiser is None and "mask" in made.conditions:
         labels = f" --labels {next(case.label.parent for case in dataset.cases if case.label is not None)}"
     return f"the model is in {model}. Next: medgen synthesize --model {folder}{labels} --output synthetic"
 
@@ -137,6 +184,11 @@ def _cap(plan: Plan, steps: int | None) -> Plan:
     return dataclasses.replace(plan, **short)
 
 
+def _identity(scan: CachedScan) -> str:
+    """What a scan was learned from: its files, and what the metadata say of it."""
+    return key_of(scan.source, scan.text, scan.facts) if scan.text or scan.facts else scan.source
+
+
 class _Run:
     """State of one training run: its plan, its cached scans and the bundle that grows."""
 
@@ -146,6 +198,7 @@ class _Run:
         plan: Plan,
         folder: Path,
         accelerator: Accelerator,
+        base: Generator | None = None,
         *,
         max_steps: int | None,
         skip_bad: bool,
@@ -160,14 +213,16 @@ class _Run:
             "seed": seed,
             "precision": self.precision,
         }
+        if base is not None:
+            identity["base"] = base.weights_hash
         if accelerator.is_main_process:
             print(f"training on {accelerator.device} in {self.precision}, {accelerator.num_processes} process(es)")
             claim_folder(folder, plan, identity)
         accelerator.wait_for_everyone()
         # Before the split, so that the validation scans are a share of those that can be used.
-        labelled = dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None])
-        train_cases, val_cases = split_cases(labelled, seed=seed)
-        unlabelled = len(dataset.cases) - len(labelled.cases)
+        useful = learned_from(plan, dataset)
+        train_cases, val_cases = split_cases(useful, seed=seed)
+        unlabelled = len(dataset.cases) - len(useful.cases)
         if unlabelled and accelerator.is_main_process:
             print(f"{unlabelled} cases without a label are not used")
         with accelerator.main_process_first():
@@ -186,7 +241,7 @@ class _Run:
                 print(f"{len(dataset.rejected)} unusable cases skipped; see {folder / REJECTED}")
             # Not before all scans are read: until then nothing is learned, and plan and data may still be mended.
             parts = {"training scan": self.train, "validation scan": self.val}
-            files = {part: {scan.case: scan.source for scan in scans} for part, scans in parts.items()}
+            files = {part: {scan.case: _identity(scan) for scan in scans} for part, scans in parts.items()}
             record_run(folder, identity | {"data": files})
         accelerator.wait_for_everyone()
 
@@ -206,7 +261,7 @@ class _Run:
             validate_every=self.plan.validate_every,
         )
 
-    def _is_done(self, stage: StageName, steps: int) -> bool:
+    def _is_done(self, stage: str, steps: int) -> bool:
         done = finished(self.folder, stage, steps)
         if done and self.accelerator.is_main_process:
             print(f"stage {stage}: all {steps} steps are already done")
@@ -249,6 +304,7 @@ class _Run:
     ) -> list[Path]:
         """Cache of clean samples for one denoiser; its folder's name tells everything that it was computed from."""
         device = self.accelerator.device
+        edge = self.plan.denoiser.conditions.edge if kind == "denoiser" else None
 
         @torch.no_grad()
         def encode(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -273,6 +329,7 @@ class _Run:
             self.plan.label_stride,
             self.seed,
             variants,
+            edge,
         )
         with self.accelerator.main_process_first():
             return cache_variants(
@@ -284,6 +341,7 @@ class _Run:
                 variants=variants,
                 seed=self.seed,
                 title=title,
+                edge=edge,
             )
 
     def _measure_latents(self, generator: Generator) -> None:
@@ -320,8 +378,10 @@ class _Run:
         denoiser = self._build(Denoiser, "denoiser")
         config = describe_generator(self.plan, self.dataset.root.name, self.train, len(self.val), seed=self.seed)
         generator = Generator(config, denoiser, self._autoencoder())
+        if plan.conditions.text is not None:
+            generator.text_encoder = build_text_encoder(plan.conditions.text, self.train, self.seed)
         self._measure_latents(generator)
-        self._train_denoiser("denoiser", denoiser, plan, generator, preview_images)
+        self._train_denoiser("denoiser", denoiser, plan, generator)
 
     def _renew_defaults(self, plan: DenoiserPlan) -> None:
         """Take over what the plan says of synthesis, which may be changed after training."""
@@ -346,27 +406,85 @@ class _Run:
         generator.config.label_objective = plan.objective
         generator.config.label_stride = self.plan.label_stride
         generator.label_denoiser = self._build(Denoiser, "label")
-        self._train_denoiser("label", generator.label_denoiser, plan, generator, preview_labels)
+        self._train_denoiser("label", generator.label_denoiser, plan, generator)
+
+    def train_on(self, generator: Generator) -> None:
+        """Train a finished model further, or a control branch on it."""
+        plan, control = self.plan, self.plan.control
+        if self._has_model() and self._is_done("control" if control else "tuning", plan.denoiser.steps):
+            return
+        generator.to(self.accelerator.device)
+        before = generator.config
+        generator.config = dataclasses.replace(
+            describe_generator(plan, self.dataset.root.name, self.train, len(self.val), seed=self.seed),
+            latent_scale=before.latent_scale,
+            latent_shift=before.latent_shift,
+            text_padding=before.text_padding,
+            label_objective=before.label_objective,
+            label_stride=before.label_stride,
+        )
+        generator.config.training |= {"base": before.name, "trained_before": before.training}
+        text = plan.denoiser.conditions.text
+        if generator.text_encoder is not None:
+            generator.text_encoder.requires_grad_(bool(text and text.trainable and not control))
+        if control is None:
+            self._tune(generator)
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "control", "weights"))
+            branch = new_control(generator.denoiser, control, len(plan.class_names))
+        generator.controls[control] = branch
+        self._train_denoiser("control", ControlledDenoiser(generator.denoiser, branch), plan.denoiser, generator)
+
+    def _tune(self, generator: Generator) -> None:
+        tuning = self.plan.tuning
+        denoiser = generator.denoiser.requires_grad_(True)
+        if tuning is None or tuning.lora_rank is None:
+            self._train_denoiser("tuning", denoiser, self.plan.denoiser, generator)
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "lora", "weights"))
+            add_lora(denoiser, tuning.lora_rank, tuning.lora_targets or None)
+        self._train_denoiser("tuning", denoiser, self.plan.denoiser, generator, saves=False)
+        if self.accelerator.is_main_process:
+            save_lora(denoiser, self.folder / "lora")
+            merge_lora(denoiser)
+            self._save(generator)
+        self.accelerator.wait_for_everyone()
 
     def _train_denoiser(
         self,
-        name: Literal["denoiser", "label"],
-        denoiser: Denoiser,
+        name: Literal["denoiser", "label", "control", "tuning"],
+        denoiser: AnyDenoiser | ControlledDenoiser,
         plan: DiffusionPlan,
         generator: Generator,
-        draw: Callable[..., None],
+        *,
+        saves: bool = True,
     ) -> None:
-        val_scans, device = self.val or self.train, self.accelerator.device
+        device, is_image = self.accelerator.device, name != "label"
+        train_scans, val_scans = (
+            scans if is_image else [scan for scan in scans if scan.labelled] for scans in (self.train, self.val)
+        )
+        steering = Steering(
+            self.plan.denoiser.conditions if is_image else None,
+            len(self.plan.class_names),
+            [*train_scans, *val_scans],
+            generator.text_encoder if is_image else None,
+        )
+
+        shown = val_scans or train_scans
+        draw: Callable[..., None] = partial(preview_images, steering=steering) if is_image else preview_labels
 
         def preview(step: int, picture: Path) -> None:
-            self._save(generator)
-            draw(generator, val_scans, picture, precision=self.precision, seed=self.seed, device=device)
+            if saves:
+                self._save(generator)
+            draw(generator, shown, picture, precision=self.precision, seed=self.seed, device=device)
 
         if plan.gradient_checkpointing:
             denoiser.checkpoint_blocks()
-        kind = "scans" if name == "denoiser" else "labels"
-        train = self._variants(self.train, generator, name, plan, plan.variants, f"training {kind}")
-        val = self._variants(self.val, generator, name, plan, 1, f"validation {kind}")
+        kind, cached = ("scans", "denoiser") if is_image else ("labels", "label")
+        train = self._variants(train_scans, generator, cached, plan, plan.variants, f"training {kind}")
+        val = self._variants(val_scans, generator, cached, plan, 1, f"validation {kind}")
         stage = DenoiserStage(
             name,
             denoiser,
@@ -374,13 +492,13 @@ class _Run:
             plan.objective,
             train,
             val,
-            num_classes=len(self.plan.class_names) if name == "denoiser" else 1,
+            steering=steering,
             preview=preview,
             accelerator=self.accelerator,
             precision=self.precision,
             seed=self.seed,
         )
         self._loop(stage, plan.batch_size)
-        if self.accelerator.is_main_process:
+        if saves and self.accelerator.is_main_process:
             self._save(generator)
         self.accelerator.wait_for_everyone()

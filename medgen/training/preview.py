@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from medgen.conditions.condition import Condition
-from medgen.conditions.mask import one_hot
-from medgen.diffusion.guidance import guide
+from medgen.conditions.edge import extract_edges
+from medgen.diffusion.guidance import Guided
 from medgen.diffusion.sampler import sample
 from medgen.generator import Generator
 from medgen.pictures import sample_grid
 from medgen.precision import Precision, autocast
 from medgen.seeding import derive_seed, seeded_noise
 from medgen.training.cache import CachedScan, crop_to, read_scan
+from medgen.training.steering import Steering
 
 SHOWN = 4
 
@@ -47,25 +47,36 @@ def preview_images(
     precision: Precision,
     seed: int,
     device: torch.device,
+    steering: Steering,
 ) -> None:
-    """Real scans above synthetic ones of the same labels.
+    """Real scans above synthetic ones of the same conditions.
 
     Args:
         generator: The model.
-        scans: Where the labels come from.
+        scans: Where the conditions come from.
         picture: PNG to write.
         precision: Number format of the networks.
         seed: Root of the noise, the same at each validation.
         device: Where the networks are.
+        steering: What steers each scan.
     """
     scans = _choose(scans)
     real = _load(generator, scans)
     label = real["label"].long()
-    condition = Condition(one_hot(label, generator.num_classes, valid=real["valid"]).to(device))
+    rows, texts = [], []
+    for index, scan in enumerate(scans):
+        tensors = {name: real[name][index] for name in ("label", "valid")}
+        if (edge := generator.config.edge) is not None:
+            found = extract_edges(real["image"][index], edge, valid=tensors["valid"], spacing=scan.spacing)[0]
+            tensors["edge"] = (255 * found).round().to(torch.uint8)
+        condition, text = steering.read(scan.case, tensors, None)
+        rows.append(condition)
+        texts.append(text)
+    chain, scales = steering.batch(rows, texts, device).chain(generator.config.guidance_scale)
     seeds = [derive_seed(seed, "preview", index) for index in range(len(label))]
     noise = seeded_noise(generator.latent_shape(tuple(label.shape[1:])), seeds).to(device)
     config = generator.config
-    guided = guide(generator.denoise, condition, condition.null(), guidance_scale=config.guidance_scale)
+    guided = Guided(generator.denoise, chain, scales)
     with autocast(device, precision):
         image = generator.decode(
             sample(guided, noise, objective=config.objective, temperature=config.temperature)

@@ -192,8 +192,9 @@ def test_metadata_columns_become_text_group_split_and_meta(tmp_path: Path) -> No
     assert (dataset.format, dataset.spatial_dims, dataset.channel_names) == ("metadata", 2, {0: "image"})
     assert dataset.class_names == {0: "background", 1: "class_1", 2: "class_2"}
     assert (first.case, first.group, first.split, first.text) == ("scans_a", "p1", "train", "a long, quoted note")
-    assert first.meta == {"patient": "p1", "caption": "short", "age": "54"}
-    assert (second.label, second.split, second.text, second.meta) == (None, "val", "only a caption", {"patient": "p2"})
+    assert first.meta == {"patient": "p1", "caption": "short", "text": "a long, quoted note", "age": "54"}
+    assert (second.label, second.split, second.text) == (None, "val", "only a caption")
+    assert second.meta == {"patient": "p2", "caption": "only a caption", "text": "", "age": ""}
     assert load_case(second, dataset).label is None
 
 

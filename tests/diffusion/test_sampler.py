@@ -191,6 +191,183 @@ def test_callback_is_told_of_every_step_and_last_of_the_result():
     torch.testing.assert_close(states[-1], x0, atol=0, rtol=0)
 
 
+# ---- from an image, wholly or in a region
+
+
+def levels(objective: Objective, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of image and noise at the time where a run of a strength begins."""
+    time = strength * 1000 if objective.is_flow else round(strength * 1000) - 1
+    return objective.alpha_sigma(torch.tensor([float(time)]))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("strength", [0.02, 0.3, 0.75])
+@pytest.mark.parametrize(("objective", "sampler"), OFFERED, ids=str)
+def test_a_start_lands_where_the_exact_flow_takes_its_noised_self(objective, sampler, strength, spacing):
+    mean, std, start, noise = 0.3, 0.4, noise_like(seed=1), noise_like()
+    # Even steps in time leave a long last one to zero noise.
+    steps = 200 if strength > 0.1 and (sampler in FIRST_ORDER or spacing == "uniform") else 20
+    x0 = sample(
+        gaussian(objective, mean, std),
+        noise,
+        objective=objective,
+        sampler=sampler,
+        spacing=spacing,
+        num_inference_steps=steps,
+        start=start,
+        strength=strength,
+    )
+    alpha, sigma = levels(objective, strength)
+    spread = torch.sqrt((alpha * std) ** 2 + sigma**2)
+    exact = mean + std / spread * (alpha * start + sigma * noise - alpha * mean)
+    torch.testing.assert_close(x0, exact, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_the_grid_of_a_strength_spreads_all_steps_over_its_share(objective, spacing):
+    for strength, steps in [(0.001, 1), (0.02, 1), (0.02, 20), (0.3, 7), (0.5, 500), (0.9996, 250), (1.0, 20)]:
+        s, t = time_grid(objective, steps, spacing=spacing, strength=strength)
+        assert len(s) == steps + 1 and (np.diff(s) < 0).all() and s[-1] == 0
+        assert t[0] == pytest.approx(1000 * strength if objective.is_flow else round(1000 * strength) - 1)
+        assert steps < 7 or not objective.is_flow or s[-2] < 0.2 * s[0]  # not all of them at one end
+        level = objective.noise_level(torch.from_numpy(t)).double().numpy()
+        np.testing.assert_allclose(level, s[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("objective", "sampler"), OFFERED, ids=str)
+def test_strength_one_is_as_without_a_start_and_strength_zero_gives_it_back(objective, sampler):
+    start, noise = noise_like(seed=1), noise_like()
+    arguments = {"objective": objective, "sampler": sampler, "num_inference_steps": 50}
+    denoise = gaussian(objective, 0.3, 0.4)
+    free, whole = sample(denoise, noise, **arguments), sample(denoise, noise, start=start, **arguments)
+    pure = objective.is_flow or objective.zero_terminal_snr
+    torch.testing.assert_close(whole, free, atol=0 if pure else 0.15, rtol=0)
+    none = sample(denoise, noise.bfloat16(), start=start.bfloat16(), strength=0, **arguments)
+    torch.testing.assert_close(none, start.bfloat16().float(), atol=0, rtol=0)
+
+
+def test_the_temperature_also_scales_the_noise_that_a_start_gets():
+    start, noise, seen = noise_like(seed=1), noise_like(), []
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x.clone())
+        return smooth(x, t)
+
+    sample(denoise, noise, objective=FLOW, start=start, strength=0.5, temperature=0.8)
+    torch.testing.assert_close(seen[0], 0.5 * start + 0.4 * noise)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize(("objective", "sampler"), OFFERED, ids=str)
+def test_outside_its_region_the_network_sees_the_start_at_every_noise_level_and_the_result_is_the_start(
+    objective, sampler, strength
+):
+    start, noise, seen = noise_like(seed=1), noise_like(), []
+    region = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    region[0, :, :2], region[1, :, :, 1:3] = True, True
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((x.clone(), t.clone()))
+        return smooth(x, t)
+
+    arguments = {"objective": objective, "sampler": sampler, "start": start, "strength": strength}
+    x0 = sample(denoise, noise, region=region, **arguments)
+    outside = ~region.expand_as(start)
+    assert torch.equal(x0[outside], start[outside])
+    for x, t in seen:
+        torch.testing.assert_close(x[outside], objective.add_noise(start, noise, t)[outside], atol=1e-5, rtol=1e-5)
+    free = sample(smooth, noise, **arguments)
+    # This network looks at each voxel alone, so that inside nothing is known of the outside.
+    torch.testing.assert_close(x0[~outside], free[~outside], atol=0, rtol=0)
+    assert (x0 - start)[~outside].abs().min() > 0
+
+
+@pytest.mark.parametrize("objective", [FLOW, V], ids=str)
+def test_rows_with_start_and_region_do_not_depend_on_their_batch(objective):
+    start, noise, region = noise_like(seed=1), noise_like(), noise_like((3, 1, 4, 4), seed=2) > 0
+    for sampler in sampler_names(objective):
+        arguments = {"objective": objective, "sampler": sampler, "strength": 0.7}
+        whole = sample(smooth, noise, start=start, region=region, **arguments)
+        single = sample(smooth, noise[1:2], start=start[1:2], region=region[1:2], **arguments)
+        torch.testing.assert_close(whole[1:2], single, atol=1e-5, rtol=0)
+
+
+def neighborly(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A network in which the outside of a region acts on its inside."""
+    return smooth(x + x.roll(1, -1) - 0.5 * x.roll(1, -2), t)
+
+
+@pytest.mark.parametrize("objective", [V, EPSILON], ids=str)
+def test_a_region_equals_diffusers_with_the_known_state_put_back_after_each_step(objective):
+    start, noise = noise_like(seed=1), noise_like()
+    region = noise_like((3, 1, 4, 4), seed=2) > 0
+    scheduler = DDIMScheduler(
+        **BETAS,
+        prediction_type=objective.prediction,
+        clip_sample=False,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=objective.zero_terminal_snr,
+    )
+    scheduler.set_timesteps(40)
+    times = scheduler.timesteps[20:]
+    x = scheduler.add_noise(start, noise, times[:1])
+    for t, after in zip(times, [*times[1:], None], strict=True):
+        x = scheduler.step(neighborly(x, t.float().expand(len(x))), t, x).prev_sample
+        known = start if after is None else scheduler.add_noise(start, noise, after[None])
+        x = torch.where(region, x, known)  # RePaint, equation 8
+    ours = sample(
+        neighborly,
+        noise,
+        objective=objective,
+        sampler="ddim",
+        spacing="uniform",
+        num_inference_steps=20,
+        start=start,
+        strength=0.5,
+        region=region,
+    )
+    # The last step of diffusers ends at its least noise, ours at none.
+    torch.testing.assert_close(ours, x, atol=2e-4, rtol=1e-4)
+
+
+def test_a_flow_start_equals_diffusers():
+    start, noise = noise_like(seed=1), noise_like()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(0.6, 0.06, 10))
+    scheduler.set_begin_index(0)
+    x = scheduler.scale_noise(start, scheduler.timesteps[:1], noise)
+    arguments = {"sampler": "euler", "spacing": "uniform", "num_inference_steps": 10, "start": start, "strength": 0.6}
+    ours = sample(smooth, noise, objective=FLOW, **arguments)
+    torch.testing.assert_close(ours, by_diffusers(scheduler, x, FLOW), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"strength": 0.5}, BadInputError, "strength: expected 1 without a start, got 0.5"),
+        ({"start": noise_like(), "strength": 1.1}, BadInputError, r"strength: expected a share in \[0, 1\], got 1.1"),
+        ({"start": noise_like(), "strength": float("nan")}, BadInputError, r"strength: expected a share in \[0, 1\]"),
+        (
+            {"start": noise_like(), "strength": 0.01},
+            BadInputError,
+            "num_inference_steps: expected 1 to 10, the steps of this model at strength 0.01, got 20",
+        ),
+        ({"start": noise_like((3, 2, 4, 5))}, ValueError, "start: expected the shape of the noise"),
+        ({"region": torch.ones(3, 1, 4, 4).bool()}, ValueError, "region: expected a start beside it"),
+        (
+            {"start": noise_like(), "region": torch.ones(3, 1, 4, 4)},
+            ValueError,
+            r"region: expected bool \(3, 1, 4, 4\)",
+        ),
+        ({"start": noise_like(), "region": torch.ones(1, 1, 4, 4).bool()}, ValueError, "region: expected bool"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        sample(smooth, noise_like(), objective=FLOW, **arguments)
+
+
 # ---- the same numbers from diffusers, where it can be set up alike
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

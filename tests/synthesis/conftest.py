@@ -1,22 +1,36 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from medgen.conditions.attributes import SPACING, Attribute
+from medgen.conditions.edge import EdgeSettings
 from medgen.data.intensity import IntensityMap, Normalization
 from medgen.diffusion.objective import Objective
 from medgen.generator import Generator, GeneratorConfig
-from medgen.networks import Autoencoder, Denoiser
+from medgen.networks import Autoencoder, Denoiser, TextEncoder
+
+WORDS = ("chest", "x", "ray", "effusion", "no", "finding", "pa", "ap")
+ALL = ("mask", "edge", "text", "view", "age", SPACING)
 
 
-def build_generator(spatial_dims: int, *, label: bool = True, channels: int = 1, **config: object) -> Generator:
+def build_generator(
+    spatial_dims: int, *, label: bool = True, channels: int = 1, conditions: Sequence[str] = ("mask",), **config: object
+) -> Generator:
     """A real generator of a few thousand weights: untrained, but every weight takes part."""
     torch.manual_seed(0)
+    attributes = {
+        "view": Attribute("category", values=("AP", "PA")),
+        "age": Attribute("number", mean=50.0, std=10.0),
+        SPACING: Attribute("spacing", mean=1.0, width=spatial_dims),
+    }
+    attributes = {name: attribute for name, attribute in attributes.items() if name in conditions}
     small = {
         "spatial_dims": spatial_dims,
         "channels": (8, 16),
@@ -26,10 +40,21 @@ def build_generator(spatial_dims: int, *, label: bool = True, channels: int = 1,
         "norm_num_groups": 4,
     }
     autoencoder = Autoencoder(spatial_dims=spatial_dims, in_channels=channels, channels=(4, 8), latent_channels=2)
-    denoiser = Denoiser(in_channels=2, mask_classes=3, mask_channels=4, mask_stride=2, **small)
+    steered = {
+        "edges": "edge" in conditions,
+        "text_length": 6 if "text" in conditions else 0,
+        "text_width": 8 if "text" in conditions else 0,
+        "attributes": {name: attribute.features for name, attribute in attributes.items()},
+    }
+    classes = 3 if "mask" in conditions else 0
+    # Words are attended to on the lower level only.
+    levels = {"attention_levels": (False, "text" in conditions)}
+    network = {**small, **levels, **steered}
+    denoiser = Denoiser(in_channels=2, mask_classes=classes, mask_channels=4, mask_stride=2, **network)
     label_denoiser = Denoiser(in_channels=3, mask_classes=1, mask_channels=4, mask_stride=2, **small) if label else None
-    for network in (autoencoder, denoiser, label_denoiser):
-        for weight in [] if network is None else network.parameters():
+    text_encoder = TextEncoder(WORDS, width=8, depth=1, heads=2, length=6) if "text" in conditions else None
+    for part in (autoencoder, denoiser, label_denoiser):
+        for weight in [] if part is None else part.parameters():
             if not weight.any():  # new diffusion networks end in zeros, and would ignore their input
                 torch.nn.init.normal_(weight, std=0.1)
     values = {
@@ -52,8 +77,11 @@ def build_generator(spatial_dims: int, *, label: bool = True, channels: int = 1,
         "temperature": 0.9,
         "shapes": ((11, 9, 10), (8, 12, 7)) if spatial_dims == 3 else ((12, 10),),
         "constant_classes": (1,),
+        "edge": EdgeSettings(smoothing=1.0) if "edge" in conditions else None,
+        "attributes": attributes,
     }
-    return Generator(GeneratorConfig(**{**values, **config}), denoiser, autoencoder, label_denoiser)
+    networks = {"autoencoder": autoencoder, "label_denoiser": label_denoiser, "text_encoder": text_encoder}
+    return Generator(GeneratorConfig(**{**values, **config}), denoiser, **networks)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +93,14 @@ def make_generator() -> Callable[..., Generator]:
 def model_3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-3d"
     build_generator(3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2D model that listens to every kind of condition."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-all"
+    build_generator(2, conditions=ALL).save_pretrained(folder)
     return folder
 
 
@@ -89,3 +125,31 @@ def labels_3d(tmp_path: Path) -> Path:
     for index, (shape, matrix) in enumerate([((11, 9, 10), affine), ((11, 9, 10), affine), ((9, 12, 8), lps)]):
         nib.save(nib.Nifti1Image(label_array(shape, index), matrix), folder / f"case_{index}.nii.gz")
     return folder
+
+
+SIDES = (12, 10)
+
+
+def picture(folder: Path, name: str, array: np.ndarray) -> Path:
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(array).save(folder / name)
+    return folder / name
+
+
+def scan_array(seed: int, shape: tuple[int, ...] = SIDES) -> np.ndarray:
+    """A bright disk on a dark ground; the seed moves it."""
+    axes = np.indices(shape)
+    center = np.array([size / 2 for size in shape]) + (seed % 3) - 1
+    distance = np.sqrt(((axes - center.reshape(-1, *[1] * len(shape))) ** 2).sum(0))
+    return (40 + 160 * (distance < 3) + 3 * axes[0]).astype(np.uint8)
+
+
+@pytest.fixture
+def folders_2d(tmp_path: Path) -> dict[str, Path]:
+    """Three label maps, scans and edge maps of the same names and size."""
+    for index in range(3):
+        name = f"case_{index}.png"
+        picture(tmp_path / "labels", name, label_array(SIDES, index))
+        picture(tmp_path / "scans", name, scan_array(index))
+        picture(tmp_path / "maps", name, (255 * (scan_array(index) > 150)).astype(np.uint8))
+    return {"labels": tmp_path / "labels", "edges": tmp_path / "scans", "edge_maps": tmp_path / "maps"}

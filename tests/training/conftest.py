@@ -44,7 +44,9 @@ def build_plan(spatial_dims: int = 2, **changes: object) -> Plan:
         checkpoint_every=3,
     )
     whole = {
-        key: dataclasses.replace(getattr(plan, key), **value) if isinstance(value, dict) else value
+        key: dataclasses.replace(own, **value)
+        if isinstance(value, dict) and dataclasses.is_dataclass(own := getattr(plan, key))
+        else value
         for key, value in changes.items()
     }
     return dataclasses.replace(plan, **whole)

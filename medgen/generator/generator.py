@@ -1,91 +1,36 @@
-"""The bundle: one folder that holds the networks of a generator and everything needed to use them."""
+"""The generator: its networks, and what they do with scans, label maps and conditions."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import jsonargparse
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.nn import functional as F
 
-from medgen.bundle import find_model, read_bundle, write_bundle
+from medgen.bundle import SETTINGS, find_model, read_bundle, write_bundle
 from medgen.conditions.condition import Condition
 from medgen.conditions.mask import class_distances, from_class_distances
-from medgen.data.intensity import IntensityMap, Normalization
-from medgen.diffusion.objective import Objective
-from medgen.networks import Autoencoder, Denoiser
+from medgen.generator.config import ControlUse, GeneratorConfig, parse_config
+from medgen.generator.loading import PIPELINE, load_network, load_pipeline
 from medgen.types import BadInputError, Shape
 
-_KINDS = {"autoencoder": Autoencoder, "denoiser": Denoiser, "label_denoiser": Denoiser}
+if TYPE_CHECKING:
+    from medgen.networks import (
+        Autoencoder,
+        Control,
+        Denoiser,
+        LatentBaseAutoencoder,
+        LatentBaseControl,
+        LatentBaseDenoiser,
+        PretrainedTextEncoder,
+        TextEncoder,
+    )
 
-
-@dataclass
-class GeneratorConfig:
-    """What a generator was trained for.
-
-    Attributes:
-        name: Name of the model.
-        spatial_dims: 2 or 3.
-        channel_names: Image channels, in file order.
-        class_names: Label value to name; 0 is the background.
-        size: Least voxels per axis on the model's grid.
-        objective: What the denoiser predicts.
-        normalization: How real intensities map to [-1, 1].
-        intensity: Map typical of the training set; its inverse gives synthetic scans source-like intensities.
-        image_dtype: Number type of synthetic images.
-        modality: What the scanner was.
-        spacing: Voxel size in mm of the model's grid, or None for any.
-        orientation: Axis codes of the model's grid, or None.
-        latent_scale: Per latent channel, factor to unit variance.
-        latent_shift: Per latent channel, mean before scaling.
-        label_objective: What the label denoiser predicts.
-        label_stride: Voxels per axis that one voxel of the label generator covers.
-        guidance_scale: Default at synthesis.
-        temperature: Default at synthesis, of images; label maps are drawn at 1.
-        shapes: Shapes of training scans on the model's grid before padding, to draw new fields of view from.
-        constant_classes: Label values that every training case has.
-        max_parts: Connected parts of the foreground that 5 % of the training cases exceed at most; 0 sets no limit.
-        training: Summary for the card: data, steps, seeds, versions.
-    """
-
-    name: str
-    spatial_dims: int
-    channel_names: dict[int, str]
-    class_names: dict[int, str]
-    size: tuple[int, ...]
-    objective: Objective
-    normalization: Normalization
-    intensity: IntensityMap
-    image_dtype: Literal["uint8", "uint16", "int16", "float32"] = "int16"
-    modality: str | None = None
-    spacing: tuple[float, ...] | None = None
-    orientation: str | None = "RAS"
-    latent_scale: tuple[float, ...] = (1.0,)
-    latent_shift: tuple[float, ...] = (0.0,)
-    label_objective: Objective | None = None
-    label_stride: int = 1
-    guidance_scale: float = 1.5
-    temperature: float = 1.0
-    shapes: tuple[tuple[int, ...], ...] = ()
-    constant_classes: tuple[int, ...] = ()
-    max_parts: int = 0
-    training: dict[str, Any] = field(default_factory=dict)
-
-
-def _parse_config(values: dict[str, Any], path: Path) -> GeneratorConfig:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(GeneratorConfig, "config")
-    try:
-        return parser.instantiate_classes(parser.parse_object({"config": values})).config
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise BadInputError(
-            f"{path}: expected settings of a medgen generator, got others ({error}). Copy the model again."
-        ) from error
+_CONTROL = "control_"  # before the condition, in the name of a branch's folder
 
 
 class Generator:
@@ -96,21 +41,27 @@ class Generator:
         denoiser: Image denoiser, in latent or pixel space.
         autoencoder: Scans to latents and back; None in pixel space.
         label_denoiser: Generator of label maps; None if it has none.
+        text_encoder: Reads the texts that steer it; None if texts do not.
+        controls: Control branches, by the condition that they read.
         weights_hash: SHA-256 over the stored weights and settings; empty before the first save.
     """
 
     def __init__(
         self,
         config: GeneratorConfig,
-        denoiser: Denoiser,
-        autoencoder: Autoencoder | None = None,
+        denoiser: Denoiser | LatentBaseDenoiser,
+        autoencoder: Autoencoder | LatentBaseAutoencoder | None = None,
         label_denoiser: Denoiser | None = None,
+        text_encoder: TextEncoder | PretrainedTextEncoder | None = None,
+        controls: Mapping[str, Control | LatentBaseControl] | None = None,
         weights_hash: str = "",
     ) -> None:
         self.config = config
         self.denoiser = denoiser
         self.autoencoder = autoencoder
         self.label_denoiser = label_denoiser
+        self.text_encoder = text_encoder
+        self.controls = dict(controls or {})
         self.weights_hash = weights_hash
 
     @property
@@ -127,6 +78,12 @@ class Generator:
     def num_classes(self) -> int:
         """Classes of the label map, the background included."""
         return len(self.config.class_names)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of what steers it."""
+        built_in = self.denoiser.condition_shapes((1,) * self.config.spatial_dims)
+        return tuple(dict.fromkeys([*built_in, *sorted(self.controls)]))
 
     @property
     def device(self) -> torch.device:
@@ -188,18 +145,34 @@ class Generator:
         image = raw if self.autoencoder is None else self.autoencoder.decode(raw, max_memory_gb=max_memory_gb)
         return image.float().clamp_(-1, 1)
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def denoise(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        condition: Condition,
+        *,
+        controls: Mapping[str, ControlUse] | None = None,
+    ) -> torch.Tensor:
         """Denoiser output in the parametrization of ``config.objective``, float32.
 
         Args:
             x: ``(B, c, *size)`` noisy latents.
-            t: ``(B,)`` in [0, num_train_timesteps).
-            condition: What steers it.
+            t: ``(B,)`` in [0, num_train_timesteps), all equal where a control does not act throughout.
+            condition: What steers it. A control branch whose condition is absent is not run.
+            controls: How each control branch takes part, by its condition; others act as trained.
 
         Returns:
             ``(B, c, *size)``.
         """
-        return self.denoiser(x, t, condition.mask).float()
+        done = 1 - float(t[0]) / self.config.objective.num_train_timesteps
+        residuals = []
+        for name, control in sorted(self.controls.items()):  # one order, as it decides the rounding
+            use = (controls or {}).get(name, ControlUse())
+            if name in condition.parts and use.conditioning_scale and use.start <= done <= use.end:
+                residuals.append(control(x, t, condition.parts, conditioning_scale=use.conditioning_scale))
+        built_in = self.denoiser.condition_shapes(x.shape[2:])
+        parts = {name: part for name, part in condition.parts.items() if name in built_in or name not in self.controls}
+        return self.denoiser(x, t, parts, residuals=residuals).float()
 
     def label_shape(self, image_shape: Shape) -> Shape:
         """Shape of one sample in the label generator's space.
@@ -253,7 +226,7 @@ class Generator:
         """
         if self.label_denoiser is None:
             raise ValueError("expected a model with a label generator, got one without; train it with stage `label`")
-        return self.label_denoiser(x, t, valid).float()
+        return self.label_denoiser(x, t, {"mask": valid}).float()
 
     def label_to_index(self, label: torch.Tensor) -> torch.Tensor:
         """Label values as in the files to class indices 0..K-1.
@@ -301,11 +274,12 @@ class Generator:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Generator:
-        """Load a bundle from a folder, by embedded name or by Hub id.
+        """Load a bundle from a folder, by embedded name or by Hub id; or a Stable Diffusion pipeline.
 
         Args:
-            name: Folder of a model or of a training run, embedded name such as ``hippocampus-mr-3d``, or Hub id
-                ``owner/name`` (the one case that uses the network).
+            name: Folder of a model or of a training run, embedded name such as ``hippocampus-mr-3d``, folder of a
+                pipeline of the Stable Diffusion 1.x or 2.x family in diffusers' layout, or Hub id ``owner/name`` of
+                either (the one case that uses the network).
             device: Where the networks go.
 
         Returns:
@@ -314,20 +288,24 @@ class Generator:
         Raises:
             BadInputError: If the folder is missing, incomplete, damaged, or holds pickled weights.
         """
-        bundle = read_bundle(find_model(name))
-        networks: dict[str, Any] = {}
-        for component, folder in bundle.networks.items():
-            try:
-                network = _KINDS[component].from_pretrained(folder, use_safetensors=True)
-            except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-                raise BadInputError(
-                    f"{folder}: expected loadable weights, got: {error}. Copy the model again."
-                ) from error
-            networks[component] = network.float().eval().to(device)
-        return cls(_parse_config(bundle.config, bundle.settings), weights_hash=bundle.digest, **networks)
+        folder = Path(name) if (Path(name) / PIPELINE).is_file() else find_model(name)
+        if (folder / PIPELINE).is_file() and not (folder / SETTINGS).is_file():
+            config, networks, digest = load_pipeline(name, folder)
+        else:
+            bundle = read_bundle(folder)
+            config, digest = parse_config(bundle.config, bundle.settings), bundle.digest
+            networks = {
+                part: load_network(path, text_padding=config.text_padding) for part, path in bundle.networks.items()
+            }
+        for network in networks.values():
+            network.to(device)
+        controls = {part.removeprefix(_CONTROL): networks.pop(part) for part in list(networks) if _CONTROL in part}
+        return cls(config, controls=controls, weights_hash=digest, **networks)
 
     def _networks(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _KINDS if getattr(self, name) is not None}
+        named = {part: getattr(self, part) for part in ("autoencoder", "denoiser", "label_denoiser", "text_encoder")}
+        named |= {f"{_CONTROL}{name}": control for name, control in self.controls.items()}
+        return {name: network for name, network in named.items() if network is not None}
 
     @staticmethod
     def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,91 @@
+"""The networks of a generator, by the class that their folder names, and pipelines of diffusers as generators."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from medgen import networks
+from medgen.data.intensity import IntensityMap, Normalization
+from medgen.diffusion.objective import Objective
+from medgen.generator.config import GeneratorConfig
+from medgen.provenance import sha256_file
+from medgen.types import BadInputError
+
+PIPELINE = "model_index.json"
+# Looked up when one is met: those of Stable Diffusion take long to import.
+_CLASSES = (
+    "Autoencoder",
+    "Control",
+    "Denoiser",
+    "LatentBaseAutoencoder",
+    "LatentBaseControl",
+    "LatentBaseDenoiser",
+    "TextEncoder",
+)
+
+
+def load_network(folder: Path, *, text_padding: bool = False) -> Any:
+    """One network of a bundle.
+
+    Args:
+        folder: Its folder, checked.
+        text_padding: Whether a pretrained text encoder embeds the padding too.
+
+    Returns:
+        The network, in evaluation mode, float32.
+
+    Raises:
+        BadInputError: If its weights cannot be loaded.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        if kind not in _CLASSES:
+            return networks.PretrainedTextEncoder.from_folder(folder, keep_padding=text_padding)
+        return getattr(networks, kind).from_pretrained(folder, use_safetensors=True).float().eval()
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        raise BadInputError(f"{folder}: expected loadable weights, got: {error}. Copy the model again.") from error
+
+
+def load_pipeline(name: str | Path, folder: Path) -> tuple[GeneratorConfig, dict[str, Any], str]:
+    """A pipeline of the Stable Diffusion 1.x or 2.x family as a generator of gray pictures that texts steer.
+
+    Args:
+        name: Its folder, or a Hub id.
+        folder: Where its files are.
+
+    Returns:
+        Settings, the networks by name, and a digest of its weights.
+
+    Raises:
+        BadInputError: If it is of another family, incomplete or damaged.
+    """
+    base = networks.read_latent_base(name)
+    channels = base.denoiser.config["in_channels"]
+    config = GeneratorConfig(
+        name=Path(name).name,
+        spatial_dims=2,
+        channel_names={0: "image"},
+        class_names={0: "background"},
+        size=base.size,
+        objective=Objective(**base.objective),
+        normalization=Normalization("window", 0.0, 65535.0),
+        intensity=IntensityMap((2 / 65535,), (-1.0,)),
+        image_dtype="uint16",
+        orientation=None,
+        latent_scale=base.latent_scale * channels,
+        latent_shift=base.latent_shift * channels,
+        guidance_scale=7.5,
+        text_padding=True,
+        training={"base": Path(name).name},
+    )
+    parts = {"denoiser": base.denoiser, "autoencoder": base.autoencoder, "text_encoder": base.text_encoder}
+    weights = sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
+    digest = hashlib.sha256("".join(map(sha256_file, weights)).encode()).hexdigest()
+    return config, parts, digest

@@ -1,0 +1,303 @@
+"""Label maps, scans and edge maps of the user's: each is read and held to the model before sampling begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from medgen.conditions.edge import check_edges, extract_edges
+from medgen.data.dataset import (
+    Rejection,
+    check_same_grid,
+    load_label,
+    read_labels,
+    require_orientation,
+    stem,
+)
+from medgen.data.geometry import Placement, place, to_model, valid_mask
+from medgen.data.io import read_grid, read_image
+from medgen.generator import GeneratorConfig
+from medgen.provenance import hide_folder, sha256_file
+from medgen.synthesis.plan import EdgeSource, SourceFile
+from medgen.types import BadInputError, Grid
+
+# Between these factors labels are resampled to the model's voxel size; beyond them the structures that the model
+# learned to draw would be lost or invented.
+_SPACING_FACTOR = 2.0
+_SCAN_ENDINGS = (".nii.gz", ".nii", ".png", ".tif", ".tiff")
+_MAP_ENDINGS = (".nii.gz", ".nii", ".png")
+_CHANNEL = re.compile(r"_\d{4}$")
+_PNG_DEPTH = 24  # byte of the IHDR chunk
+
+
+def find_labels(
+    folder: Path, config: GeneratorConfig, *, skip_bad: bool = False
+) -> tuple[list[SourceFile], list[Rejection]]:
+    """List the label maps of a folder.
+
+    Args:
+        folder: Folder of label maps.
+        config: What the model was trained for.
+        skip_bad: Leave out maps that do not fit instead of stopping at the first.
+
+    Returns:
+        Maps that fit, by name, and those left out with the reason.
+
+    Raises:
+        BadInputError: If a map does not fit the model (or none does).
+    """
+    accepted: list[SourceFile] = []
+    rejected: list[Rejection] = []
+    for case, path in read_labels(folder):
+        try:
+            accepted.append(check_label(path, config))
+        except BadInputError as error:
+            if not skip_bad:
+                raise
+            rejected.append(Rejection(case, hide_folder(str(error), path.parent)))
+    if not accepted:
+        raise BadInputError(f"{folder}: expected label maps that fit the model, got none. First: {rejected[0].reason}")
+    return accepted, rejected
+
+
+def check_label(path: Path, config: GeneratorConfig, *, name: str = "") -> SourceFile:
+    """Read a label map and hold it to the model.
+
+    Args:
+        path: The file.
+        config: What the model was trained for.
+        name: How a manifest calls it, as in :class:`SourceFile`.
+
+    Returns:
+        The file with its digest.
+    """
+    check_grid(path, load_label(path, config.class_names).grid, config)
+    return SourceFile(path, sha256_file(path), name)
+
+
+def find_edges(
+    folder: Path, config: GeneratorConfig, *, ready: bool, skip_bad: bool = False
+) -> tuple[dict[str, EdgeSource], list[Rejection]]:
+    """List the sources of edges of a folder.
+
+    Args:
+        folder: Folder of scans, one file each or one per channel (``CASE_0000``), or of edge maps.
+        config: What the model was trained for.
+        ready: Whether they are edge maps.
+        skip_bad: Leave out those that do not fit instead of stopping at the first.
+
+    Returns:
+        Those that fit, by the name of their case, and those left out with the reason.
+
+    Raises:
+        BadInputError: If the folder holds none, or one does not fit the model (or none does).
+    """
+    kind, endings = ("edge maps", _MAP_ENDINGS) if ready else ("scans", _SCAN_ENDINGS)
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: expected a folder of {kind}, got none. Check the path.")
+    listed = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = [path for path in listed if path.name.lower().endswith(endings)]
+    if not paths:
+        raise BadInputError(
+            f"{folder}: expected {kind} ({', '.join(endings)}), got none. Point at the folder that holds them."
+        )
+    cases = _by_case(paths, 0 if ready else len(config.channel_names))
+    accepted: dict[str, EdgeSource] = {}
+    rejected: list[Rejection] = []
+    for case, files in cases.items():
+        try:
+            accepted[case] = check_edge(files, config, ready=ready)
+        except BadInputError as error:
+            if not skip_bad:
+                raise
+            rejected.append(Rejection(case, hide_folder(str(error), folder)))
+    if not accepted:
+        raise BadInputError(f"{folder}: expected {kind} that fit the model, got none. First: {rejected[0].reason}")
+    return accepted, rejected
+
+
+def check_edge(paths: Sequence[Path], config: GeneratorConfig, *, ready: bool, names: Sequence[str] = ()) -> EdgeSource:
+    """Read a source of edges and hold it to the model.
+
+    Args:
+        paths: Files of a scan, or one edge map.
+        config: What the model was trained for.
+        ready: Whether it is an edge map.
+        names: How a manifest calls the files.
+
+    Returns:
+        The files with their digests.
+
+    Raises:
+        BadInputError: If a file cannot be read, has no contrast or is no edge map, or its grid does not fit the model.
+    """
+    if ready and (len(paths) != 1 or not paths[0].name.lower().endswith(_MAP_ENDINGS)):
+        raise BadInputError(
+            f"{paths[0]}: expected one edge map as {', '.join(_MAP_ENDINGS)}, got {len(paths)} file(s). Convert it."
+        )
+    image, grid = _read(paths, ready=ready)
+    check_grid(paths[0], grid, config, kind="edge map" if ready else "scan")
+    if not ready:
+        config.normalization.fit(image, source=paths[0])
+    shown = names or ("",) * len(paths)
+    files = tuple(SourceFile(path, sha256_file(path), name) for path, name in zip(paths, shown, strict=True))
+    return EdgeSource(files, ready)
+
+
+def place_edges(source: EdgeSource, placement: Placement, config: GeneratorConfig) -> torch.Tensor:
+    """Edges of a sample on the model's grid.
+
+    Edges of a scan are extracted there, from normalized intensities, as those of the training scans were.
+
+    Args:
+        source: Files that :func:`check_edge` has passed.
+        placement: How their grid lies on the model's.
+        config: Of the model; its settings say how edges are extracted.
+
+    Returns:
+        ``(1, *placement.shape)`` float32 in [0, 1].
+
+    Raises:
+        BadInputError: If the model does not say how edges are extracted.
+    """
+    image, grid = _read([file.path for file in source.files], ready=source.ready)
+    if source.ready:
+        return to_model(image, placement, mode="linear", padding="constant").clamp_(0, 1)
+    if config.edge is None:
+        raise BadInputError(
+            f"model '{config.name}': expected one that says how its edges are extracted, got one that does not. Give "
+            "edge maps with --edge_maps FOLDER."
+        )
+    intensity = config.normalization.fit(image, source=source.files[0].path)
+    scan = to_model(intensity.forward(image), placement, mode="linear", padding="reflect")
+    spacing = placement.grid.spacing if grid.known else None
+    return extract_edges(scan, config.edge, valid=valid_mask(placement), spacing=spacing)
+
+
+def pair_edges(
+    labels: Sequence[SourceFile], edges: Mapping[str, EdgeSource], *, skip_bad: bool = False
+) -> tuple[list[SourceFile], list[EdgeSource], list[Rejection]]:
+    """Find the edges of each label map, by the name of the file.
+
+    Args:
+        labels: Label maps.
+        edges: Sources of edges by the name of their case.
+        skip_bad: Leave out label maps without edges that fit instead of stopping at the first.
+
+    Returns:
+        Label maps, the edges of each, and what was left out with the reason.
+
+    Raises:
+        BadInputError: If a label map has no edges, or on another grid (with ``skip_bad``, if all are so).
+    """
+    pairs: list[tuple[SourceFile, EdgeSource]] = []
+    rejected: list[Rejection] = []
+    folder = next(iter(edges.values())).files[0].path.parent
+    for label in labels:
+        case = stem(label.path.name)
+        try:
+            if case not in edges:
+                raise BadInputError(
+                    f"{label.path}: expected edges of the same name ({folder / case}.*), got none. Add the file, or "
+                    "take the label map away."
+                )
+            require_same_grid(edges[case], label)
+        except BadInputError as error:
+            if not skip_bad:
+                raise
+            rejected.append(Rejection(case, hide_folder(hide_folder(str(error), label.path.parent), folder)))
+            continue
+        pairs.append((label, edges[case]))
+    if not pairs:
+        raise BadInputError(f"expected label maps with edges of the same name, got none. First: {rejected[0].reason}")
+    return [label for label, _ in pairs], [edge for _, edge in pairs], rejected
+
+
+def require_same_grid(edge: EdgeSource, label: SourceFile) -> None:
+    """Refuse edges that do not lie where their label map does.
+
+    Args:
+        edge: Source of edges.
+        label: Label map.
+
+    Raises:
+        BadInputError: If shape or affine differ.
+    """
+    path = edge.files[0].path
+    check_same_grid(path, read_grid(path), label.path, read_grid(label.path))
+
+
+def check_grid(path: Path, grid: Grid, config: GeneratorConfig, *, kind: str = "label map") -> None:
+    """Refuse a file whose voxels are not those that the model works on.
+
+    Args:
+        path: Its file, for the message.
+        grid: Its voxel grid.
+        config: What the model was trained for.
+        kind: What it is, for the message.
+
+    Raises:
+        BadInputError: If dimension, orientation or spacing do not fit.
+    """
+    if grid.spatial_dims != config.spatial_dims:
+        raise BadInputError(
+            f"{path}: expected a {config.spatial_dims}D {kind} for the model '{config.name}', got "
+            f"{grid.spatial_dims}D of shape {grid.shape}. Choose another model or other files."
+        )
+    require_orientation(path, grid, config.orientation)
+    if config.spacing is None:
+        return
+    model = " x ".join(f"{value:.3g}" for value in config.spacing)
+    if not grid.known:
+        raise BadInputError(
+            f"{path}: expected a {kind} that states its voxel size (the model works at {model} mm), got a format "
+            "without one. Give it as NIfTI."
+        )
+    axes = place(grid, orientation=config.orientation).axes[0]
+    own = [grid.spacing[axis] for axis in axes]
+    factors = [mine / wanted for mine, wanted in zip(own, config.spacing, strict=True)]
+    if max(factors) > _SPACING_FACTOR or min(factors) < 1 / _SPACING_FACTOR:
+        got = " x ".join(f"{value:.3g}" for value in own)
+        raise BadInputError(
+            f"{path}: expected voxels within a factor {_SPACING_FACTOR:g} of the model's {model} mm, got {got} mm. "
+            f"Resample the {kind}, or train a model on scans of this spacing."
+        )
+
+
+def _by_case(paths: Sequence[Path], channels: int) -> dict[str, list[Path]]:
+    """Files by case; ``CASE_0000`` is a channel where each case has the first one, or as many as the model has."""
+    cases: dict[str, list[Path]] = {}
+    for path in paths:
+        cases.setdefault(_CHANNEL.sub("", stem(path.name)), []).append(path)
+    wholes = [[f"_{index:04d}" for index in range(count)] for count in (1, channels)]
+    if channels and all(
+        [stem(path.name).removeprefix(case) for path in files] in wholes for case, files in cases.items()
+    ):
+        return cases
+    cases = {}
+    for path in paths:
+        case = stem(path.name)
+        if case in cases:
+            raise BadInputError(f"{path}: expected one file per case, got {cases[case][0].name} too. Remove one.")
+        cases[case] = [path]
+    return cases
+
+
+def _read(paths: Sequence[Path], *, ready: bool) -> tuple[torch.Tensor, Grid]:
+    """A scan ``(C, *shape)`` in source units, or edge strength ``(1, *shape)`` in [0, 1]; and the grid."""
+    parts = [read_image(path) for path in paths]
+    image, grid = parts[0]
+    if not ready:
+        for path, (_, other) in zip(paths[1:], parts[1:], strict=True):
+            check_same_grid(path, other, paths[0], grid)
+        return torch.cat([part for part, _ in parts]), grid
+    if paths[0].name.lower().endswith(".png"):
+        image = image / (2 ** paths[0].read_bytes()[_PNG_DEPTH] - 1)
+    try:
+        check_edges(image, grid.shape)
+    except BadInputError as error:
+        raise BadInputError(f"{paths[0]}: {error}") from error
+    return image, grid

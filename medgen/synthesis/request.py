@@ -1,0 +1,224 @@
+"""From the arguments of a run to its plan: files are found, matched and checked against the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medgen.conditions.text import read_prompts
+from medgen.data.case import TRAIN_SPLITS
+from medgen.data.dataset import Rejection, label_splits
+from medgen.generator import Generator
+from medgen.synthesis.inputs import find_edges, find_labels, pair_edges
+from medgen.synthesis.plan import EdgeSource, LabelSource, SampleSpec, SourceFile, plan_rows, plan_samples
+from medgen.synthesis.steering import check_steering, require_conditions
+from medgen.synthesis.table import read_conditions
+from medgen.types import BadInputError
+
+AttributeValue = str | bool | int | float | list[float]
+_DEFAULT_COUNT = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arguments of :func:`medgen.synthesis.synthesize` that say what the samples are to be.
+
+    Attributes:
+        labels: As there.
+        label_source: As there.
+        prompts: As there.
+        edges: As there.
+        edge_maps: As there.
+        attributes: As there.
+        conditions: As there.
+        num_samples: As there.
+        seed: As there.
+        truncate_prompts: As there.
+        skip_bad: As there.
+    """
+
+    labels: Path | None
+    label_source: LabelSource | None
+    prompts: str | None
+    edges: Path | None
+    edge_maps: Path | None
+    attributes: Mapping[str, AttributeValue] | None
+    conditions: Path | None
+    num_samples: int | None
+    seed: int
+    truncate_prompts: bool
+    skip_bad: bool
+
+    @property
+    def sources(self) -> dict[str, Path | None]:
+        """Files and folders that it names."""
+        prompts = Path(self.prompts) if self.prompts and self.prompts.lower().endswith((".txt", ".csv")) else None
+        return {
+            "labels": self.labels,
+            "edges": self.edges,
+            "edge_maps": self.edge_maps,
+            "conditions": self.conditions,
+            "prompts": prompts,
+        }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What says it again; of files and folders the names."""
+        names = {name: Path(path).resolve().name for name, path in self.sources.items() if path is not None}
+        given = {"prompts": self.prompts, "attributes": dict(self.attributes) if self.attributes else None, **names}
+        keys = ("labels", "prompts", "edges", "edge_maps", "attributes", "conditions")
+        return {
+            **{key: given.get(key) for key in keys},
+            "truncate_prompts": self.truncate_prompts,
+            "skip_bad": self.skip_bad,
+        }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a request comes to.
+
+    Attributes:
+        specs: The samples.
+        source: Where their labels come from, None where that differs from row to row.
+        rejected: What was left out.
+        splits: Of which splits the label maps are; empty where none are named.
+        digests: What the samples are made of, to tell this run from every other.
+    """
+
+    specs: list[SampleSpec]
+    source: LabelSource | None
+    rejected: list[Rejection]
+    splits: str
+    digests: dict[str, str | None]
+
+
+def plan_request(request: Request, generator: Generator) -> Planned:
+    """Find and check all that a run is to be made from.
+
+    Args:
+        request: What is asked for.
+        generator: The model.
+
+    Returns:
+        The plan.
+
+    Raises:
+        BadInputError: If arguments contradict each other, the model lacks a condition, or a file cannot be used.
+    """
+    attributes = _plain(request.attributes or {})
+    require_conditions(generator, {name: f"attribute '{name}'" for name in attributes})
+    source = request.label_source
+    if request.conditions is not None:
+        _refuse_beside_table(request)
+        rows, rejected = read_conditions(
+            Path(request.conditions), generator, source=source, attributes=attributes, skip_bad=request.skip_bad
+        )
+        count = len(rows) if request.num_samples is None else request.num_samples
+        specs = plan_rows(rows, count, seed=request.seed)
+    else:
+        files, edges, rejected = _find(request, generator)
+        prompts = [] if request.prompts is None else read_prompts(request.prompts)
+        source = source or _default_source(files, edges, generator)
+        largest = max(len(files), len(edges), len(prompts))
+        specs = plan_samples(
+            (largest or _DEFAULT_COUNT) if request.num_samples is None else request.num_samples,
+            seed=request.seed,
+            source=source,
+            files=files,
+            edges=edges,
+            prompts=prompts,
+            attributes=attributes,
+        )
+    check_steering(generator, specs, truncate=request.truncate_prompts)
+    used = list(dict.fromkeys(spec.file for spec in specs if spec.file is not None))
+    # Of folders all that is in them counts, also what a shorter run does not come to.
+    listed = files if request.conditions is None else used
+    steered = [spec.conditions for spec in specs]
+    digests = {
+        "labels_sha256": _digest("".join(file.sha256 for file in listed)) if listed else None,
+        "conditions_sha256": _digest(json.dumps(steered, sort_keys=True)) if any(steered) else None,
+    }
+    if request.conditions is not None:
+        sources = [[spec.source, spec.file and spec.file.sha256] for spec in specs]
+        digests["labels_sha256"] = _digest(json.dumps(sources))
+    folders = dict.fromkeys(file.path.parent for file in listed)
+    splits = [words for folder in folders if (words := _describe_splits(folder, listed))]
+    return Planned(specs, source, rejected, "\n".join(splits), digests)
+
+
+def _find(request: Request, generator: Generator) -> tuple[list[SourceFile], list[EdgeSource], list[Rejection]]:
+    """Label maps and edges of the folders, one of the other where both are given."""
+    if request.edges is not None and request.edge_maps is not None:
+        raise BadInputError("edges: expected scans (--edges) or edge maps (--edge_maps), got both. Leave one out.")
+    given = {"labels": "mask", "prompts": "text", "edges": "edge", "edge_maps": "edge"}
+    require_conditions(generator, {name: key for key, name in given.items() if getattr(request, key) is not None})
+    skip_bad = request.skip_bad
+    files: list[SourceFile] = []
+    rejected: list[Rejection] = []
+    if request.labels is not None:
+        files, rejected = find_labels(Path(request.labels), generator.config, skip_bad=skip_bad)
+    folder = request.edges or request.edge_maps
+    if folder is None:
+        return files, [], rejected
+    ready = request.edges is None
+    found, bad = find_edges(Path(folder), generator.config, ready=ready, skip_bad=skip_bad)
+    edges = list(found.values())
+    rejected += bad
+    if files:
+        files, edges, bad = pair_edges(files, found, skip_bad=skip_bad)
+        rejected += bad
+    return files, edges, rejected
+
+
+def _default_source(files: Sequence[SourceFile], edges: Sequence[EdgeSource], generator: Generator) -> LabelSource:
+    if files:
+        return "files"
+    # A label map that is drawn anew would contradict edges that are given.
+    return "none" if edges or "mask" not in generator.conditions else "generate"
+
+
+def _refuse_beside_table(request: Request) -> None:
+    both = [name for name in ("labels", "prompts", "edges", "edge_maps") if getattr(request, name) is not None]
+    if both:
+        raise BadInputError(
+            f"{', '.join(both)}: expected none beside conditions, whose rows name what each sample has. Leave "
+            f"{'it' if len(both) == 1 else 'them'} out, or put {'it' if len(both) == 1 else 'them'} into the table."
+        )
+
+
+def _plain(attributes: Mapping[str, AttributeValue]) -> dict[str, str]:
+    """Values as the columns of a table hold them."""
+    plain = {}
+    for name, value in attributes.items():
+        if isinstance(value, bool):
+            raise BadInputError(
+                f"attribute '{name}': expected a word or a number, got {value}, which YAML makes of yes, no, true and "
+                "false. Put the value in quotes."
+            )
+        plain[name] = value if isinstance(value, str) else json.dumps(value)
+    return plain
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _describe_splits(folder: Path, files: Sequence[SourceFile]) -> str:
+    """Which splits the label maps are of; nothing where none are named."""
+    splits = label_splits(folder)
+    counts = Counter(splits[path] for path in (file.path.resolve() for file in files) if path in splits)
+    if not counts:
+        return ""
+    held_out = [split for split in counts if split not in TRAIN_SPLITS]
+    warning = (
+        f". Scans made for label maps of {' and '.join(held_out)} must not train what is tested on that split: give a "
+        "folder without these for that"
+    )
+    listing = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    return f"label maps: {listing}{warning if held_out else ''}"

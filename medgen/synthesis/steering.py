@@ -1,0 +1,283 @@
+"""What steers the samples of a run: checked against the model, embedded, and guided by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
+
+import torch
+
+from medgen.conditions.assemble import assemble
+from medgen.conditions.condition import Condition, join
+from medgen.data.geometry import valid_mask
+from medgen.diffusion.guidance import Guided, check_guidance
+from medgen.diffusion.sampler import sample
+from medgen.generator import ControlUse, Generator
+from medgen.networks import encode_unique
+from medgen.synthesis.labels import LabelledGrid, label_sampling, steering_names
+from medgen.synthesis.plan import SampleSpec, SamplingSettings
+from medgen.types import BadInputError
+
+# By which argument each condition is given; all others are attributes.
+_ARGUMENTS = {"mask": "labels", "edge": "edges", "text": "prompts"}
+
+
+def require_conditions(generator: Generator, names: Mapping[str, str]) -> None:
+    """Refuse what the model does not listen to.
+
+    Args:
+        generator: The model.
+        names: Conditions that are asked for, each with the argument that asks for it.
+
+    Raises:
+        BadInputError: If the model has no such condition.
+    """
+    known = generator.conditions
+    for name, argument in names.items():
+        if name not in known:
+            trained = ",".join([*known, name])
+            steered = f"steered by {', '.join(known)}; not by {name}" if known else "steered by nothing"
+            raise BadInputError(
+                f"{argument}: expected none, because the model '{generator.config.name}' is {steered}. Leave it out, "
+                f"or train a model with --conditions {trained}."
+            )
+
+
+def control_uses(generator: Generator, settings: SamplingSettings) -> dict[str, ControlUse]:
+    """How the control branches of a model act.
+
+    Args:
+        generator: The model.
+        settings: How to sample.
+
+    Returns:
+        By condition, where not as trained.
+
+    Raises:
+        BadInputError: If the model has no such branch, or a setting is unknown or out of range.
+    """
+    known = [item.name for item in fields(ControlUse)]
+    for name, values in settings.controls.items():
+        if name not in generator.controls:
+            raise BadInputError(
+                f"controls: expected control branches of the model '{generator.config.name}' "
+                f"({', '.join(sorted(generator.controls)) or 'it has none'}), got {name!r}. Train one with --base."
+            )
+        if unknown := sorted(set(values) - set(known)):
+            raise BadInputError(f"controls: expected {', '.join(known)} for {name}, got {', '.join(unknown)}.")
+    return {name: ControlUse(**values) for name, values in settings.controls.items()}
+
+
+def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncate: bool = False) -> None:
+    """Refuse a plan that the model cannot follow, before any time goes into sampling.
+
+    Args:
+        generator: The model.
+        specs: The plan.
+        truncate: Cut prompts that the text encoder has no room for, with a warning.
+
+    Raises:
+        BadInputError: If the model lacks a condition, does not know the value of an attribute, or a text is too long
+            for its encoder or has no word that it knows.
+    """
+    config = generator.config
+    used = {"mask" for spec in specs if spec.source != "none"}
+    used |= {"edge" for spec in specs if spec.edge is not None} | {"text" for spec in specs if spec.text is not None}
+    require_conditions(generator, {name: _ARGUMENTS[name] for name in _ARGUMENTS if name in used})
+    facts = dict.fromkeys((name, value) for spec in specs for name, value in spec.attributes.items())
+    require_conditions(generator, {name: f"attribute '{name}'" for name, _ in facts})
+    for name, value in facts:
+        config.attributes[name].encode(value, name=f"attribute '{name}'")
+    texts = dict.fromkeys(spec.text for spec in specs if spec.text is not None)
+    if not texts:
+        return
+    if generator.text_encoder is None:
+        raise BadInputError(
+            f"model '{config.name}': expected a text encoder, got none. Copy the model again, or leave --prompts out."
+        )
+    try:
+        encode_unique(generator.text_encoder, texts, truncate=truncate)
+    except BadInputError as error:
+        remedy = "" if truncate else " At synthesis that is --truncate_prompts."
+        raise BadInputError(f"prompts: {error}{remedy if 'truncate=True' in str(error) else ''}") from error
+
+
+def check_settings(generator: Generator, settings: SamplingSettings, *, generate: bool) -> None:
+    """Refuse settings that do not go with a model before anything is written, by a rehearsal on a single number.
+
+    Args:
+        generator: The model.
+        settings: How to sample.
+        generate: Whether labels are drawn by the model too.
+
+    Raises:
+        BadInputError: If sampler, spacing, steps, guidance or memory bound cannot be, or labels cannot be drawn.
+    """
+    bound = settings.max_memory_gb
+    if bound is not None and not (0 < bound < float("inf")):
+        raise BadInputError(f"max_memory_gb: expected a finite number above 0, got {bound}.")
+    scales = resolve_scales(generator, settings.guidance_scale)
+    each = list(scales.values()) if isinstance(scales, Mapping) else [scales]
+    check_guidance(each, settings.guidance_interval, settings.guidance_rescale)
+    control_uses(generator, settings)
+    count_evaluations(generator, generator.conditions, settings)
+    if generate:
+        objective, sampler = label_sampling(generator, settings.sampler)
+        sample(
+            lambda x, t: x,
+            torch.zeros(1, 1, 2),
+            objective=objective,
+            sampler=sampler,
+            spacing=settings.sampler_spacing,
+            num_inference_steps=settings.num_inference_steps,
+        )
+
+
+def resolve_scales(
+    generator: Generator, guidance_scale: float | Mapping[str, float] | None
+) -> float | dict[str, float]:
+    """Guidance scales with the model's own where none is given.
+
+    Args:
+        generator: The model.
+        guidance_scale: For all conditions or by name, or None.
+
+    Returns:
+        One scale, or that of each of the model's conditions.
+
+    Raises:
+        BadInputError: If a name is not that of a condition of the model.
+    """
+    own = generator.config.guidance_scale
+    if not isinstance(guidance_scale, Mapping):
+        return own if guidance_scale is None else guidance_scale
+    unknown = sorted(set(guidance_scale) - set(generator.conditions))
+    if unknown:
+        raise BadInputError(
+            f"guidance_scale: expected conditions among {', '.join(generator.conditions) or 'none'}, by which the "
+            f"model '{generator.config.name}' is steered, got {', '.join(unknown)}. Leave it out."
+        )
+    return {name: float(guidance_scale.get(name, own)) for name in generator.conditions}
+
+
+def describe_scales(scales: float | Mapping[str, float] | None) -> str:
+    """Guidance scales in words.
+
+    Args:
+        scales: Of all conditions or by name; None for the model's own.
+
+    Returns:
+        Such as ``1.5`` or ``mask 1.5, text 5``.
+    """
+    if isinstance(scales, Mapping):
+        return ", ".join(f"{name} {scale:g}" for name, scale in scales.items())
+    return "of the model" if scales is None else f"{scales:g}"
+
+
+def guide(
+    generator: Generator,
+    condition: Condition,
+    settings: SamplingSettings,
+    denoise: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor],
+) -> Guided[Condition]:
+    """Bind conditions to a denoiser with the guidance that the settings ask for.
+
+    Args:
+        generator: The model.
+        condition: What steers a batch.
+        settings: How to sample.
+        denoise: The model's denoiser, in the precision of the run.
+
+    Returns:
+        A denoiser of state and time.
+    """
+    scales = resolve_scales(generator, settings.guidance_scale)
+    if isinstance(scales, dict):
+        scales = {name: scale for name, scale in scales.items() if name in condition.parts}
+    chain, weights = condition.chain(scales)
+    return Guided(
+        denoise,
+        chain,
+        weights,
+        interval=settings.guidance_interval,
+        rescale=settings.guidance_rescale,
+        num_train_timesteps=generator.config.objective.num_train_timesteps,
+    )
+
+
+def count_evaluations(generator: Generator, names: Collection[str], settings: SamplingSettings) -> int:
+    """Passes of the denoiser that a sample takes, found by a rehearsal on a single number.
+
+    Args:
+        generator: The model.
+        names: Conditions of the sample.
+        settings: How to sample.
+
+    Returns:
+        Their number; passes of the label generator do not count.
+
+    Raises:
+        BadInputError: If the settings do not go with the model.
+    """
+    config = generator.config
+    condition = Condition({name: torch.zeros(1, 1) for name in names})
+    guided = guide(generator, condition, settings, lambda x, t, part: x)
+    sample(
+        guided,
+        torch.zeros(1, 1, 2),
+        objective=config.objective,
+        sampler=settings.sampler,
+        spacing=settings.sampler_spacing,
+        num_inference_steps=settings.num_inference_steps,
+        temperature=config.temperature if settings.temperature is None else settings.temperature,
+    )
+    return guided.evaluations
+
+
+def planned_evaluations(generator: Generator, specs: Sequence[SampleSpec], settings: SamplingSettings) -> list[int]:
+    """Numbers of passes that the samples of a plan take.
+
+    Args:
+        generator: The model.
+        specs: The plan.
+        settings: How to sample.
+
+    Returns:
+        Each number that occurs, rising.
+    """
+    kinds = {frozenset(steering_names(spec, generator.config)) for spec in specs}
+    return sorted({count_evaluations(generator, kind, settings) for kind in kinds})
+
+
+def batch_condition(generator: Generator, group: Sequence[LabelledGrid]) -> Condition:
+    """What steers samples that share a model grid and have the same kinds of conditions.
+
+    Texts are embedded one by one, so that an embedding does not depend on the others.
+
+    Args:
+        generator: The model.
+        group: The samples.
+
+    Returns:
+        The condition, on the model's device.
+    """
+    texts = [item.spec.text for item in group if item.spec.text is not None]
+    embedded: dict[str, torch.Tensor] = {}
+    if texts and generator.text_encoder is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the check of the plan has said it all
+            embedded = encode_unique(generator.text_encoder, texts, batch_size=1, truncate=True)
+    rows = [
+        assemble(
+            index=item.index,
+            num_classes=generator.num_classes,
+            valid=valid_mask(item.placement),
+            edge=item.edge,
+            attributes={name: generator.config.attributes[name] for name in item.facts},
+            facts=item.facts,
+            text=None if item.spec.text is None else embedded[item.spec.text],
+        )
+        for item in group
+    ]
+    return join(rows).to(generator.device)

@@ -1,0 +1,151 @@
+"""A `conditions.csv`: one row a sample, with its own label map, edges, text and attributes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medgen.data.dataset import Rejection
+from medgen.generator import Generator, GeneratorConfig
+from medgen.provenance import hide_folder
+from medgen.synthesis.inputs import check_edge, check_label, require_same_grid
+from medgen.synthesis.plan import EdgeSource, LabelSource, SourceFile
+from medgen.synthesis.steering import require_conditions
+from medgen.types import BadInputError
+
+_COLUMNS = {"label": "mask", "edge": "edge", "edge_map": "edge", "text": "text", "prompt": "text"}
+
+
+def read_conditions(
+    path: Path,
+    generator: Generator,
+    *,
+    source: LabelSource | None,
+    attributes: Mapping[str, str],
+    skip_bad: bool = False,
+) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """Read what each sample of a run is to be steered by.
+
+    Args:
+        path: CSV file in UTF-8 with any of the columns `label`, `edge`, `edge_map` (files, relative to its folder; a
+            scan of several channels as `a.nii.gz;b.nii.gz`), `text` or `prompt`, and one per attribute. An empty cell
+            is absent.
+        generator: The model.
+        source: Where the label maps come from; None takes them as they are, and no label map where a row names none.
+        attributes: Facts of every sample, where a row does not say otherwise.
+        skip_bad: Leave out rows whose files cannot be used instead of stopping at the first.
+
+    Returns:
+        Fields of :class:`medgen.synthesis.SampleSpec` for each row, and what was left out with the reason.
+
+    Raises:
+        BadInputError: If the file is no such table, has no rows, or a row cannot be used (with ``skip_bad``, if all are
+            so).
+    """
+    table = _read_rows(path)
+    header = list(table[0][1])
+    _check_header(path, header, generator)
+    filled = {_COLUMNS.get(column, column): column for column in header if any(row[column] for _, row in table)}
+    require_conditions(generator, {name: f"{path}, column {column}" for name, column in filled.items()})
+    reader = _FileReader(path.parent, generator.config)
+    rows: list[dict[str, Any]] = []
+    rejected: list[Rejection] = []
+    for line, row in table:
+        try:
+            rows.append(_row(row, reader, source) | {"attributes": _facts(row, attributes)})
+        except BadInputError as error:
+            if not skip_bad:
+                raise BadInputError(f"{path}, line {line}: {error}") from error
+            rejected.append(Rejection(f"{path.name}, line {line}", hide_folder(str(error), path.parent)))
+    if not rows:
+        raise BadInputError(f"{path}: expected a row that can be used, got none. First: {rejected[0].reason}")
+    return rows, rejected
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row."""
+    if not path.is_file():
+        raise BadInputError(f"{path}: expected a CSV file of conditions, got none there. Check the path.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise BadInputError(
+                        f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns as in the "
+                        "header, got another number. Quote values that contain commas."
+                    )
+                rows.append((reader.line_num, {name: value.strip() for name, value in row.items()}))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: expected CSV in UTF-8, got an error: {error}. Save it again.") from error
+    if not rows:
+        raise BadInputError(f"{path}: expected a header and at least one row, got no row. Put in one row a sample.")
+    return rows
+
+
+def _check_header(path: Path, header: Sequence[str], generator: Generator) -> None:
+    known = [*_COLUMNS, *generator.config.attributes]
+    unknown = [column for column in header if column not in known]
+    if unknown:
+        raise BadInputError(
+            f"{path}: expected columns among {', '.join(known)}, got {', '.join(map(repr, unknown))}. Rename them or "
+            "take them away."
+        )
+    if "text" in header and "prompt" in header:
+        raise BadInputError(f"{path}: expected a column text or prompt, got both. Remove one.")
+
+
+def _facts(row: Mapping[str, str], attributes: Mapping[str, str]) -> dict[str, str]:
+    own = {name: value for name, value in row.items() if value and name not in _COLUMNS}
+    return {**attributes, **own}
+
+
+def _row(row: Mapping[str, str], reader: _FileReader, source: LabelSource | None) -> dict[str, Any]:
+    label, edge, edge_map = (row.get(name, "") for name in ("label", "edge", "edge_map"))
+    if edge and edge_map:
+        raise BadInputError("expected an edge or an edge_map, got both. Leave one empty.")
+    if label and source in ("generate", "none"):
+        raise BadInputError(
+            f"expected no label map with label_source '{source}', got {label}. Empty the cell, or leave the argument "
+            "out."
+        )
+    if label and source == "deform" and (edge or edge_map):
+        raise BadInputError(
+            "expected no edges beside a label map that is deformed, which they would contradict. Leave the cell empty."
+        )
+    file = reader.label(label) if label else None
+    edges = reader.edge(edge or edge_map, ready=bool(edge_map)) if edge or edge_map else None
+    if file is not None and edges is not None:
+        require_same_grid(edges, file)
+    own: LabelSource = (source or "files") if file is not None else "generate" if source == "generate" else "none"
+    return {"source": own, "file": file, "edge": edges, "text": row.get("text") or row.get("prompt") or None}
+
+
+class _FileReader:
+    """Reads each file that a table names, however often, once."""
+
+    def __init__(self, folder: Path, config: GeneratorConfig) -> None:
+        self.folder, self.config = folder, config
+        self.labels: dict[str, SourceFile] = {}
+        self.edges: dict[tuple[str, bool], EdgeSource] = {}
+
+    def label(self, cell: str) -> SourceFile:
+        if cell not in self.labels:
+            self.labels[cell] = check_label(self.folder / cell, self.config, name=_name(cell))
+        return self.labels[cell]
+
+    def edge(self, cell: str, *, ready: bool) -> EdgeSource:
+        if (cell, ready) not in self.edges:
+            parts = [part.strip() for part in cell.split(";")]
+            paths, names = [self.folder / part for part in parts], [_name(part) for part in parts]
+            self.edges[cell, ready] = check_edge(paths, self.config, ready=ready, names=names)
+        return self.edges[cell, ready]
+
+
+def _name(cell: str) -> str:
+    """How a manifest calls a file: by its place below the table, and nothing of this machine."""
+    place = PurePosixPath(cell)
+    return place.name if place.is_absolute() or ".." in place.parts else place.as_posix()

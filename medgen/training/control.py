@@ -1,0 +1,183 @@
+"""A control branch on a finished model: what is planned from the model, and what is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from medgen.data.dataset import Dataset
+from medgen.generator import Generator
+from medgen.networks import Control, Denoiser
+from medgen.planning import AutoencoderPlan, ConditionsPlan, Plan, TextPlan, TuningPlan, make_plan
+from medgen.types import BadInputError
+
+if TYPE_CHECKING:
+    from medgen.networks import LatentBaseControl, LatentBaseDenoiser
+
+    AnyDenoiser = Denoiser | LatentBaseDenoiser
+    AnyControl = Control | LatentBaseControl
+_TUNING_RATE = 1e-4
+
+
+class ControlledDenoiser(nn.Module):
+    """A frozen denoiser and the branch that learns to steer it, called as a denoiser is.
+
+    Gradients reach the branch through the second half of the base, so that its activations would be kept on top of the
+    branch's own: more than training the whole base keeps. Both therefore recompute theirs in the backward pass.
+
+    Args:
+        base: Stays as it is.
+        control: Learns.
+    """
+
+    def __init__(self, base: AnyDenoiser, control: AnyControl) -> None:
+        super().__init__()
+        self.base, self.control = base.requires_grad_(False), control
+        for network in (base, control):
+            network.checkpoint_blocks()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the base."""
+        return self.base.config
+
+    def checkpoint_blocks(self) -> None:
+        """Nothing to do: both recompute their activations as it is."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditions: Mapping[str, torch.Tensor],
+        augmented: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Output of the steered base, as :meth:`medgen.networks.Denoiser.forward`."""
+        residuals = self.control(x, timesteps, conditions, augmented)
+        built_in = self.base.condition_shapes(x.shape[2:])
+        parts = {name: part for name, part in conditions.items() if name in built_in}
+        return self.base(x, timesteps, parts, augmented, residuals=[residuals])
+
+
+def new_control(base: AnyDenoiser, condition: str, num_classes: int) -> AnyControl:
+    """An untrained control branch.
+
+    Args:
+        base: The denoiser to steer.
+        condition: ``"mask"`` or ``"edge"``.
+        num_classes: Classes of the label map, with background.
+
+    Returns:
+        The branch, which adds nothing yet.
+    """
+    classes = num_classes if condition == "mask" else 0
+    if isinstance(base, Denoiser):
+        return Control.of(base, condition, mask_classes=classes)
+    from medgen.networks import LatentBaseControl  # takes long to import
+
+    return LatentBaseControl.of(base, condition, mask_classes=classes)
+
+
+def plan_on(
+    base: Generator,
+    dataset: Dataset,
+    conditions: Sequence[str],
+    *,
+    lora_rank: int | None = None,
+    device: str = "auto",
+) -> Plan:
+    """Plan for training on a finished model: a control branch for a new condition, or the model tuned by its own.
+
+    Args:
+        base: The model.
+        dataset: The scans to learn from.
+        conditions: One that the model lacks, ``"mask"`` or ``"edge"``, for a branch; or any that it has, by which it is
+            tuned to these scans.
+        lora_rank: Rank of the low-rank changes by which it is tuned; None tunes all weights of the denoiser.
+        device: ``auto``, ``cpu``, ``cuda`` or any torch device.
+
+    Returns:
+        The plan: grid and networks are the model's, the pace is that of this machine. A model that came without
+        intensities of scans, such as Stable Diffusion, gets those of the data.
+
+    Raises:
+        BadInputError: If the conditions can be neither, or the data does not have them.
+    """
+    config = base.config
+    new = [name for name in conditions if name not in base.conditions and name != "none"]
+    if len(new) > 1 or (new and (len(conditions) > 1 or new[0] not in ("mask", "edge"))):
+        raise BadInputError(
+            f"conditions: expected mask or edge alone, for a control branch, or some of those that steer model "
+            f"'{config.name}' already ({', '.join(base.conditions) or 'none'}), to tune it, got "
+            f"{', '.join(conditions)}. Add one branch after the other."
+        )
+    if new and lora_rank is not None:
+        raise BadInputError(f"lora_rank: expected none for a control branch, got {lora_rank}. Leave it out.")
+    pace = make_plan(dataset, conditions=conditions, device=device)
+    steered = _all_conditions(base, pace.denoiser.conditions)
+    foreign = "base" in config.training  # a pipeline, which knows nothing of scans
+    control: Literal["mask", "edge"] | None = None
+    if new:
+        control = "mask" if new[0] == "mask" else "edge"
+    known = len(config.class_names) > 1
+    return dataclasses.replace(
+        pace,
+        name=f"{config.name}-{new[0]}" if new else f"{config.name}-{pace.name}",
+        channel_names=pace.channel_names if foreign else dict(config.channel_names),
+        class_names=dict(config.class_names if known else pace.class_names),
+        size=_size(base, pace) if foreign else tuple(config.size),
+        spacing=pace.spacing if foreign else config.spacing,
+        orientation=config.orientation,
+        normalization=pace.normalization if foreign else config.normalization,
+        image_dtype=pace.image_dtype if foreign else config.image_dtype,
+        autoencoder=_autoencoder(base),
+        denoiser=dataclasses.replace(
+            pace.denoiser,
+            objective=config.objective,
+            conditions=steered,
+            guidance_scale=config.guidance_scale,
+            # What was tuned to scans goes on gently.
+            learning_rate=pace.denoiser.learning_rate if new else _TUNING_RATE,
+        ),
+        label=None,
+        control=control,
+        tuning=None if new else TuningPlan(lora_rank),
+    )
+
+
+def _all_conditions(base: Generator, wanted: ConditionsPlan) -> ConditionsPlan:
+    """What steers the model and is wanted; a branch takes along what steers its base."""
+    config, text = base.config, None
+    if base.text_encoder is not None:
+        template = config.text_template if wanted.text is None else wanted.text.template
+        text = TextPlan(template=template, length=base.text_encoder.length, width=base.text_encoder.width)
+    return ConditionsPlan(
+        mask=wanted.mask or "mask" in base.conditions,
+        edge=config.edge or wanted.edge,
+        text=text,
+        attributes=dict(config.attributes),
+        drop_all=wanted.drop_all,
+    )
+
+
+def _autoencoder(base: Generator) -> AutoencoderPlan | None:
+    """As much of the model's autoencoder as its latents depend on."""
+    if base.autoencoder is None:
+        return None
+    return AutoencoderPlan(
+        channels=(1,) * (1 + int(math.log2(base.compression))),
+        latent_channels=base.denoiser.config["in_channels"],
+        patch_size=(base.compression,) * base.config.spatial_dims,
+        adversarial_weight=0.0,
+        feature_weight=0.0,
+    )
+
+
+def _size(base: Generator, pace: Plan) -> tuple[int, ...]:
+    """Size of the scans, not above that of the base, in whole blocks."""
+    unit = base.compression * 8
+    return tuple(max(unit, min(n, most) // unit * unit) for n, most in zip(pace.size, base.config.size, strict=True))

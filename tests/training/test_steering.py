@@ -1,0 +1,278 @@
+"""What steers training: scans with and without labels, words, attributes and edges, and branches on a frozen model."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from medgen.conditions.attributes import Attribute
+from medgen.conditions.edge import EdgeSettings
+from medgen.data.dataset import read_dataset
+from medgen.generator import Generator
+from medgen.networks import TextEncoder
+from medgen.planning import ConditionsPlan, DenoiserPlan, TextPlan, choose_conditions, make_plan, read_plan, write_plan
+from medgen.training import train
+from medgen.training.cache import CachedScan
+from medgen.training.control import plan_on
+from medgen.training.steering import Steering, build_text_encoder
+from medgen.types import BadInputError
+
+ALL = ConditionsPlan(
+    mask=True,
+    edge=EdgeSettings(),
+    text=TextPlan(length=8, width=16, depth=1, min_count=1),
+    attributes={"view": Attribute("category", values=("AP", "PA")), "age": Attribute("number", mean=50, std=10)},
+    drop_all=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Six pictures of a ball; two have no label, one no text, one no age."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (root / name).mkdir()
+    rows = []
+    for index in range(6):
+        grid = np.indices((16, 16)) - rng.uniform(6, 9, size=(2, 1, 1))
+        label = (grid**2).sum(0) < 16
+        noise = ndimage.gaussian_filter(rng.normal(size=(16, 16)), 1)
+        image = (100 + 40 * noise + 90 * label).clip(1, 250)
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"case_{index}.png")
+        if index not in (1, 5):
+            Image.fromarray(label.astype(np.uint8)).save(root / "labels" / f"case_{index}.png")
+        rows.append(
+            {
+                "id": f"case_{index}",
+                "image": f"images/case_{index}.png",
+                "label": "" if index in (1, 5) else f"labels/case_{index}.png",
+                "split": "val" if index > 3 else "train",
+                "text": "" if index == 2 else f"a {'large' if index % 2 else 'small'} ball",
+                "view": "PA" if index % 2 else "AP",
+                "age": "" if index == 3 else str(40 + index),
+            }
+        )
+    with (root / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def _steered(tiny_plan, conditions: ConditionsPlan, **changes):
+    return tiny_plan(denoiser={"conditions": conditions}, class_names={0: "background", 1: "class_1"}, **changes)
+
+
+def test_a_run_with_every_condition_keeps_them_all(folder, tmp_path, tiny_plan, capsys):
+    plan = _steered(tiny_plan, ALL)
+    train(folder, tmp_path / "run", plan=plan, device="cpu")
+    assert "not used" not in capsys.readouterr().out  # unlabelled scans teach the other conditions
+    made = Generator.from_pretrained(tmp_path / "run")
+    assert made.conditions == ("mask", "edge", "text", "age", "view")
+    assert isinstance(made.text_encoder, TextEncoder)
+    assert set(made.text_encoder.vocabulary.words) == {"a", "ball", "small", "large"}
+    assert made.config.edge == EdgeSettings()
+    assert made.config.attributes == ALL.attributes
+    initial = build_text_encoder(
+        ALL.text, [CachedScan("x", "", "", (), (), (), (), (), 0, text="a small ball large")], seed=0
+    )
+    assert not torch.equal(initial.positions, made.text_encoder.positions)  # it learned with the denoiser
+    before = made.weights_hash
+    train(folder, tmp_path / "run", plan=plan, device="cpu")
+    assert Generator.from_pretrained(tmp_path / "run").weights_hash == before
+
+
+def test_a_model_of_texts_alone_has_no_label_generator(folder, tmp_path, tiny_plan):
+    plan = tiny_plan(
+        denoiser={"conditions": dataclasses.replace(ALL, mask=False)}, label=None, class_names={0: "background"}
+    )
+    # The folder's labels name a class that such a plan leaves out.
+    with pytest.raises(BadInputError, match="expected the classes"):
+        train(folder, tmp_path / "refused", plan=plan, device="cpu")
+    plan = _steered(tiny_plan, dataclasses.replace(ALL, mask=False), label=None)
+    train(folder, tmp_path / "run", plan=plan, device="cpu")
+    made = Generator.from_pretrained(tmp_path / "run")
+    assert made.conditions == ("edge", "text", "age", "view")
+    assert made.label_denoiser is None
+
+
+def test_changed_metadata_are_another_run(folder, tmp_path, tiny_plan):
+    plan = _steered(tiny_plan, ALL)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("images", "labels"):
+        (data / name).symlink_to(folder / name)
+    table = (folder / "metadata.csv").read_text()
+    (data / "metadata.csv").write_text(table)
+    train(data, tmp_path / "run", plan=plan, device="cpu", max_steps=1)
+    (data / "metadata.csv").write_text(table.replace("small", "tiny"))
+    with pytest.raises(BadInputError, match="training scan case_0 has changed"):
+        train(data, tmp_path / "run", plan=plan, device="cpu", max_steps=1)
+
+
+@pytest.mark.parametrize("spatial_dims", [2])
+def test_branches_are_trained_one_after_the_other_on_a_frozen_model(folder, tmp_path, tiny_plan, spatial_dims):
+    bare = _steered(tiny_plan, ConditionsPlan(mask=False), label=None)
+    train(folder, tmp_path / "base", plan=bare, device="cpu")
+    base = Generator.from_pretrained(tmp_path / "base")
+    assert base.conditions == ()
+    for condition, before, after in (("mask", "base", "one"), ("edge", "one", "two")):
+        plan = plan_on(Generator.from_pretrained(tmp_path / before), read_dataset(folder), [condition], device="cpu")
+        short = dataclasses.replace(plan.denoiser, steps=4, batch_size=2, variants=2)
+        plan = dataclasses.replace(plan, denoiser=short, validate_every=2, checkpoint_every=2, precision="fp32")
+        train(folder, tmp_path / after, plan=plan, base=str(tmp_path / before), device="cpu")
+    made = Generator.from_pretrained(tmp_path / "two")
+    assert made.conditions == ("edge", "mask")
+    for name, value in base.denoiser.state_dict().items():
+        assert torch.equal(value, made.denoiser.state_dict()[name])
+    zeros = made.controls["edge"].network.controlnet_mid_block.conv.weight
+    assert zeros.abs().max() > 0  # it began at zero
+    assert (tmp_path / "two" / "samples" / "control_000004.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("conditions", "rank", "message"),
+    [
+        (
+            ["text"],
+            None,
+            r"expected mask or edge alone, for a control branch, or some of those .* \(none\), .* got text",
+        ),
+        (["mask", "edge"], None, "Add one branch after the other"),
+        (["mask"], 4, "lora_rank: expected none for a control branch, got 4"),
+        (None, None, "conditions: expected what the base is to learn"),
+    ],
+)
+def test_bases_that_cannot_be_gone_on_from_are_refused(folder, tmp_path, tiny_plan, conditions, rank, message):
+    train(folder, tmp_path / "base", plan=_steered(tiny_plan, ConditionsPlan(mask=False), label=None), max_steps=1)
+    with pytest.raises(BadInputError, match=message):
+        train(
+            folder, tmp_path / "more", conditions=conditions, base=str(tmp_path / "base"), lora_rank=rank, device="cpu"
+        )
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_model_is_tuned_by_what_steers_it(folder, tmp_path, tiny_plan, rank):
+    train(folder, tmp_path / "base", plan=_steered(tiny_plan, ALL, label=None), device="cpu")
+    base = Generator.from_pretrained(tmp_path / "base")
+    train(
+        folder,
+        tmp_path / "tuned",
+        conditions=["text", "mask"],
+        base=str(tmp_path / "base"),
+        lora_rank=rank,
+        max_steps=3,
+        device="cpu",
+    )
+    made = Generator.from_pretrained(tmp_path / "tuned")
+    assert made.conditions == base.conditions
+    before, after = base.denoiser.state_dict(), made.denoiser.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    attention = {name for name in before if ".to_q." in name}
+    assert attention <= changed
+    assert (len(changed) < len(before) / 2) == (rank is not None)  # low-rank changes touch the attention alone
+    assert (tmp_path / "tuned" / "lora").is_dir() == (rank is not None)
+    assert torch.equal(base.text_encoder.positions, made.text_encoder.positions)  # as planned: the words stay
+
+
+def test_conditions_are_planned_from_the_folder(folder, tmp_path):
+    dataset = read_dataset(folder)
+    plan = make_plan(dataset, conditions=["mask", "edge", "text", "view", "age"], device="cpu")
+    assert plan.denoiser.conditions.names == ("mask", "edge", "text", "view", "age")
+    assert plan.denoiser.conditions.attributes["view"] == Attribute("category", values=("AP", "PA"))
+    assert plan.denoiser.conditions.text.length == 8
+    write_plan(plan, tmp_path / "plan.yaml")
+    assert read_plan(tmp_path / "plan.yaml") == plan
+    assert make_plan(dataset, conditions=["none"], device="cpu").denoiser.conditions.names == ()
+    assert make_plan(dataset, device="cpu").denoiser.conditions.names == ("mask",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["site"], r"expected mask, edge, text, spacing, none or a column of the metadata \(age, view\), got 'site'"),
+        (["spacing"], "expected scans that state their voxel size for the condition 'spacing'"),
+    ],
+)
+def test_conditions_that_the_folder_lacks_are_refused(folder, names, message):
+    with pytest.raises(BadInputError, match=message):
+        choose_conditions(read_dataset(folder), names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"denoiser": {"condition_dropout": 1.0}}, r"denoiser.condition_dropout: expected a chance in \[0, 1\)"),
+        (
+            {"denoiser": {"conditions": ConditionsPlan(drop_all=-0.1)}},
+            "denoiser.conditions.drop_all: expected a chance",
+        ),
+        ({"class_names": {0: "background"}, "label": None}, "conditions.mask: expected classes beside the background"),
+        ({"denoiser": {"conditions": ConditionsPlan(mask=False)}}, "label: expected a denoiser that label maps steer"),
+        (
+            {"denoiser": {"conditions": ConditionsPlan(attributes={"text": Attribute("number")})}},
+            "attributes: expected other names than 'text'",
+        ),
+    ],
+)
+def test_plans_that_contradict_themselves_are_refused(tiny_plan, changes, message):
+    with pytest.raises(BadInputError, match=message):
+        tiny_plan(**changes)
+
+
+def _scan(**changes: object) -> CachedScan:
+    return dataclasses.replace(
+        CachedScan("a", "", "", (4, 4), (1, 1), (1.0,), (0.0,), (0, 1), 1, text="small ball", facts={"view": "AP"}),
+        **changes,
+    )
+
+
+def test_a_sample_says_what_is_known_of_its_scan_and_no_more():
+    encoder = build_text_encoder(ALL.text, [_scan()], seed=0)
+    label = torch.zeros(4, 4, dtype=torch.uint8)
+    label[:2] = 1
+    tensors = {
+        "label": label,
+        "valid": torch.ones(4, 4, dtype=torch.bool),
+        "edge": torch.full((4, 4), 51, dtype=torch.uint8),
+    }
+    steering = Steering(ALL, 2, [_scan(), _scan(case="b", labelled=False, text="", facts={})], encoder)
+    known, text = steering.read("a", tensors, None)
+    assert text == "small ball"
+    assert torch.equal(known.parts["mask"][0, 1], label.float())
+    assert known.parts["edge"][0, :, 0, 0].tolist() == pytest.approx([0.2, 1.0])
+    assert known.parts["view"].tolist() == [[1, 0]]
+    assert not known.parts["age"].any()
+    bare, text = steering.read("b", tensors, None)
+    assert "mask" not in bare.parts
+    assert not bare.parts["view"].any()
+    assert text == ""
+    batch = steering.batch([known, bare], ["small ball", ""], torch.device("cpu"))
+    assert torch.equal(batch.parts["text"][0], encoder.encode(["small ball"])[0])
+    assert not batch.parts["text"][1].any()
+    assert not batch.parts["mask"][1].any()
+    dropped = known.drop({"text": 1.0}, generator=torch.Generator())
+    assert "text" not in steering.batch([dropped], ["small ball"], torch.device("cpu")).parts
+
+
+def test_classes_are_left_unsaid_by_chance_and_never_at_validation():
+    plan = ConditionsPlan(class_dropout=0.5)
+    tensors = {"label": torch.ones(4, 4, dtype=torch.uint8), "valid": torch.ones(4, 4, dtype=torch.bool)}
+    steering = Steering(plan, 2, [_scan()])
+    said = [steering.read("a", tensors, seed)[0].parts["mask"].any().item() for seed in range(200)]
+    assert np.mean(said) == pytest.approx(0.5, abs=0.1)
+    assert steering.read("a", tensors, None)[0].parts["mask"].all(dim=(2, 3))[0, 1]
+
+
+def test_the_default_plan_is_steered_by_masks():
+    assert DenoiserPlan().conditions.names == ("mask",)
+    assert DenoiserPlan().conditions.needs_labels
+    assert not ALL.needs_labels
