@@ -245,7 +245,7 @@ def _metadata_cases(path: Path) -> list[Case]:
         label_key, id_key = _first(values, _LABEL_COLUMNS), _first(values, _ID_COLUMNS)
         text_key, group_key = _first(values, _TEXT_COLUMNS), _first(values, _GROUP_COLUMNS)
         name = "_".join(part for part in Path(stem(str(images[0]))).parts if part not in ("/", ".", ".."))
-        taken = {image_key, label_key, id_key, "split"}
+        taken = {image_key, _first(row, _LABEL_COLUMNS), _first(row, _ID_COLUMNS), "split"}
         split = values.get("split")
         cases.append(
             Case(
@@ -260,6 +260,9 @@ def _metadata_cases(path: Path) -> list[Case]:
         )
     if not cases:
         raise BadInputError(f"{path}: expected at least one row, got none. List the scans in it.")
+    for name in {name for case in cases for name in case.meta}:
+        for case in cases:
+            case.meta.setdefault(name, "")  # a line of JSON may leave a column out
     return cases
 
 

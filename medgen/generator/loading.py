@@ -83,7 +83,7 @@ def load_pipeline(name: str | Path, folder: Path) -> tuple[GeneratorConfig, dict
         latent_shift=base.latent_shift * channels,
         guidance_scale=7.5,
         text_padding=True,
-        training={"base": Path(name).name},
+        training={"pipeline": Path(name).name},
     )
     parts = {"denoiser": base.denoiser, "autoencoder": base.autoencoder, "text_encoder": base.text_encoder}
     weights = sorted(path for path in folder.rglob("*.safetensors") if path.is_file())

@@ -62,8 +62,8 @@ class ConditionsPlan:
 
     Attributes:
         mask: Whether label maps do.
-        class_dropout: Chance that a class of a label map is left unsaid in a training sample, so that maps with few of
-            the classes can be used later.
+        class_dropout: Chance that a class of a label map is background in a training sample, so that maps with few of
+            the classes can be used later, and the others come as the model likes (Konz et al. 2024, arXiv:2402.05210).
         edge: How edges are extracted from the training scans; null is without edges.
         text: How texts are read; null is without text.
         attributes: Columns of the metadata, and `spacing` for the voxel size, each with how it is written as numbers.
@@ -165,4 +165,5 @@ def _spacing(dataset: Dataset, cases: Sequence[Case]) -> Attribute:
         raise BadInputError(
             f"{dataset.root}: expected scans that state their voxel size for the condition 'spacing', got none."
         )
-    return fit_spacing([tuple(grid.spacing[axis] for axis in place(grid).axes[0]) for grid in known])
+    spacings = [tuple(grid.spacing[axis] for axis in place(grid).axes[0]) for grid in known]
+    return fit_spacing(spacings)

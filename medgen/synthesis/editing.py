@@ -30,6 +30,7 @@ from medgen.synthesis.steering import (
     batch_condition,
     check_settings,
     check_steering,
+    control_uses,
     guide,
     require_conditions,
     resolve_scales,
@@ -343,9 +344,11 @@ def _run_networks(
     layout = memory_format(config.spatial_dims) if settings.precision == "bf16" else torch.contiguous_format
     generator.to(memory_format=layout)
 
+    uses = control_uses(generator, settings)
+
     def denoiser(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         with autocast(device, settings.precision):
-            return generator.denoise(x, t, condition)
+            return generator.denoise(x, t, condition, controls=uses)
 
     scan = to_model(intensity.forward(image.float()), placement, mode="linear", padding="reflect")
     # As the scan, so that no mirrored copy of what goes stays known in the padding.

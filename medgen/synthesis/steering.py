@@ -88,6 +88,11 @@ def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncat
     facts = dict.fromkeys((name, value) for spec in specs for name, value in spec.attributes.items())
     require_conditions(generator, {name: f"attribute '{name}'" for name, _ in facts})
     for name, value in facts:
+        if name not in config.attributes:
+            raise BadInputError(
+                f"attributes: expected some of {', '.join(config.attributes) or 'none'}, got {name!r}. Give it by "
+                f"--{_ARGUMENTS[name]}."
+            )
         config.attributes[name].encode(value, name=f"attribute '{name}'")
     texts = dict.fromkeys(spec.text for spec in specs if spec.text is not None)
     if not texts:

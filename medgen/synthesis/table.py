@@ -58,7 +58,10 @@ def read_conditions(
         except BadInputError as error:
             if not skip_bad:
                 raise BadInputError(f"{path}, line {line}: {error}") from error
-            rejected.append(Rejection(f"{path.name}, line {line}", hide_folder(str(error), path.parent)))
+            reason = hide_folder(str(error), path.parent)
+            for cell in row.values():  # a path may lead anywhere
+                reason = hide_folder(reason, Path(cell).parent) if Path(cell).is_absolute() else reason
+            rejected.append(Rejection(f"{path.name}, line {line}", reason))
     if not rows:
         raise BadInputError(f"{path}: expected a row that can be used, got none. First: {rejected[0].reason}")
     return rows, rejected

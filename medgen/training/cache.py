@@ -15,10 +15,10 @@ from monai.transforms import AffineGrid, RandAffineGrid, Resample
 from safetensors import safe_open
 from tqdm import tqdm
 
-from medgen.conditions.attributes import SPACING
+from medgen.conditions.attributes import SPACING, encode_attributes
 from medgen.conditions.edge import EdgeSettings, extract_edges
 from medgen.conditions.topology import count_parts
-from medgen.data.dataset import Case, Dataset, load_cases, require_orientation
+from medgen.data.dataset import Case, Dataset, Rejection, load_cases, require_orientation
 from medgen.data.geometry import place, to_model, valid_mask
 from medgen.planning import SPACING_FACTOR, ConditionsPlan, DiffusionPlan, Plan, facts_of
 from medgen.provenance import sha256_file
@@ -45,6 +45,7 @@ class CachedScan:
         classes: Label values present.
         parts: Connected parts of the foreground, neighbors across corners counted as connected.
         labelled: Whether it has a label map; without, `label` is all 0.
+        known: Whether its file states a voxel size.
         text: Its text, where texts steer; empty where it has none.
         facts: What is known of the attributes that steer.
     """
@@ -59,6 +60,7 @@ class CachedScan:
     classes: tuple[int, ...]
     parts: int
     labelled: bool = True
+    known: bool = True
     text: str = ""
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -153,14 +155,25 @@ def cache_scans(
         # validation can do without. Whether enough is left for training is for the caller to judge.
         if not skip_bad:
             raise
-    return [_with_words(cached[case.case], case, plan.denoiser.conditions) for case in cases if case.case in cached]
+    found = []
+    for case in cases:
+        if case.case in cached:
+            try:
+                found.append(_with_words(cached[case.case], case, plan.denoiser.conditions))
+            except BadInputError as error:
+                reason = f"case {case.case}: {error}"
+                if not skip_bad:
+                    raise BadInputError(reason) from error
+                dataset.rejected.append(Rejection(case.case, reason))
+    return found
 
 
 def _with_words(scan: CachedScan, case: Case, conditions: ConditionsPlan) -> CachedScan:
     """The scan with what the metadata say of it, which is no part of its file."""
     facts = facts_of(case, tuple(conditions.attributes))
-    if SPACING in conditions.attributes and SPACING not in facts:
+    if SPACING in conditions.attributes and SPACING not in facts and scan.known:
         facts[SPACING] = json.dumps(list(scan.spacing))
+    encode_attributes(conditions.attributes, facts)  # refuses values that the plan does not know
     text = conditions.text.text_of(case) if conditions.text is not None else ""
     return dataclasses.replace(scan, text=text, facts=facts)
 
@@ -205,6 +218,7 @@ def _write_entry(sample: Sample, source: str, plan: Plan, path: Path, divisor: i
         "classes": own.unique().tolist(),
         "parts": count_parts(own),
         "labelled": sample.label is not None,
+        "known": sample.grid.known,
     }
     tensors = {
         "image": image.to(torch.float16),
@@ -346,12 +360,13 @@ def cache_variants(
             tensors = whole
             if variant >= acquired:
                 tensors = augment(whole, plan, derive_seed(seed, "augment", scan.case, variant), scan.spacing)
+            if edge is not None:
+                # Of the whole scan, as at synthesis: thresholds are shares of all the edges in it.
+                found = extract_edges(tensors["image"], edge, valid=tensors["valid"], spacing=scan.spacing)[0]
+                tensors = tensors | {"edge": (255 * found).round().to(torch.uint8)}
             tensors = crop_to(tensors, size, stream(seed, "crop", scan.case, variant) if variants > 1 else None)
             row = {"x": encode(tensors).to(torch.float16), "label": tensors["label"], "valid": tensors["valid"]}
-            if edge is not None:
-                found = extract_edges(tensors["image"], edge, valid=tensors["valid"], spacing=scan.spacing)[0]
-                row["edge"] = (255 * found).round().to(torch.uint8)
-            rows.append(row)
+            rows.append(row | ({"edge": tensors["edge"]} if edge is not None else {}))
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         save_tensors(stacked | {"augmented": torch.arange(variants) >= acquired}, path)
     return paths

@@ -108,6 +108,12 @@ def plan_on(
         BadInputError: If the conditions can be neither, or the data does not have them.
     """
     config = base.config
+    if dataset.spatial_dims != config.spatial_dims or len(dataset.channel_names) != len(config.channel_names):
+        raise BadInputError(
+            f"{dataset.root}: expected {config.spatial_dims}D scans of {len(config.channel_names)} channel(s), as the "
+            f"base '{config.name}' makes, got {dataset.spatial_dims}D scans of {len(dataset.channel_names)}. Take "
+            "another base."
+        )
     new = [name for name in conditions if name not in base.conditions and name != "none"]
     if len(new) > 1 or (new and (len(conditions) > 1 or new[0] not in ("mask", "edge"))):
         raise BadInputError(
@@ -119,7 +125,7 @@ def plan_on(
         raise BadInputError(f"lora_rank: expected none for a control branch, got {lora_rank}. Leave it out.")
     pace = make_plan(dataset, conditions=conditions, device=device)
     steered = _all_conditions(base, pace.denoiser.conditions)
-    foreign = "base" in config.training  # a pipeline, which knows nothing of scans
+    foreign = "pipeline" in config.training  # it knows nothing of scans
     control: Literal["mask", "edge"] | None = None
     if new:
         control = "mask" if new[0] == "mask" else "edge"
@@ -140,6 +146,7 @@ def plan_on(
             objective=config.objective,
             conditions=steered,
             guidance_scale=config.guidance_scale,
+            temperature=config.temperature,
             # What was tuned to scans goes on gently.
             learning_rate=pace.denoiser.learning_rate if new else _TUNING_RATE,
         ),
@@ -153,8 +160,7 @@ def _all_conditions(base: Generator, wanted: ConditionsPlan) -> ConditionsPlan:
     """What steers the model and is wanted; a branch takes along what steers its base."""
     config, text = base.config, None
     if base.text_encoder is not None:
-        template = config.text_template if wanted.text is None else wanted.text.template
-        text = TextPlan(template=template, length=base.text_encoder.length, width=base.text_encoder.width)
+        text = TextPlan(template=config.text_template, length=base.text_encoder.length, width=base.text_encoder.width)
     return ConditionsPlan(
         mask=wanted.mask or "mask" in base.conditions,
         edge=config.edge or wanted.edge,

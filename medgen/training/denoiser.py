@@ -115,7 +115,7 @@ class DenoiserStage:
         self.averaged: nn.Module = denoiser.control if isinstance(denoiser, ControlledDenoiser) else denoiser
         encoder = steering.text_encoder
         if encoder is not None and is_trained(encoder.to(accelerator.device)):
-            self.averaged = nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": encoder.train()})
+            self.averaged = nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": encoder})
         self.networks: dict[str, nn.Module] = {"denoiser": self.averaged}
         weights = [parameter for parameter in self.averaged.parameters() if parameter.requires_grad]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -201,5 +201,5 @@ class DenoiserStage:
             seeds = [derive_seed(self.seed, "validate", path.stem) for path in part]
             losses.append(self._loss(rows, seeds, 0.0, t.floor()))
         self.preview(step, picture)
-        self.averaged.train()
+        self.denoiser.train()  # not a text encoder: its dropout would depend on what was drawn before
         return {"val_loss": float(torch.cat(losses).mean())} if losses else {}

@@ -21,6 +21,7 @@ from medgen.planning import (
     DiffusionPlan,
     Plan,
     StageName,
+    TuningPlan,
     check_plan,
     learned_from,
     make_plan,
@@ -112,8 +113,15 @@ def train(
     dataset = read_dataset(data)
     model = None if base is None else Generator.from_pretrained(base)
     earlier = plan or earlier_plan(folder, dataset)
-    if earlier is not None and conditions is not None and not earlier.has_base:
+    if earlier is not None and conditions is not None:
         _require_conditions(earlier, conditions)
+    if lora_rank is not None and (
+        model is None or (earlier and (earlier.tuning or TuningPlan()).lora_rank != lora_rank)
+    ):
+        raise BadInputError(
+            f"lora_rank: expected a base to tune, and the rank of the plan that is followed, got {lora_rank}. Name the "
+            "base, or choose another --output."
+        )
     if earlier is None and model is not None:
         if conditions is None:
             raise BadInputError(
@@ -151,8 +159,9 @@ def train(
 
 def _require_conditions(plan: Plan, names: Sequence[str]) -> None:
     """Refuse conditions that contradict a plan."""
-    planned = plan.denoiser.conditions.names
-    if set(planned) != set(names) - {"none"}:
+    planned = (plan.control,) if plan.control else plan.denoiser.conditions.names
+    fits = set(names) <= set(planned) if plan.tuning else set(planned) == set(names) - {"none"}
+    if not fits:
         raise BadInputError(
             f"conditions: expected {', '.join(planned) or 'none'}, as in the plan that is followed, got "
             f"{', '.join(names)}. Leave them out, or choose another --output to have a plan made."

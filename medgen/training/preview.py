@@ -26,7 +26,13 @@ def _choose(scans: Sequence[CachedScan]) -> list[CachedScan]:
 
 
 def _load(generator: Generator, scans: Sequence[CachedScan]) -> dict[str, torch.Tensor]:
-    rows = [crop_to(read_scan(scan), generator.config.size, None) for scan in scans]
+    rows = []
+    for scan in scans:
+        tensors = read_scan(scan)
+        if (edge := generator.config.edge) is not None:
+            found = extract_edges(tensors["image"], edge, valid=tensors["valid"], spacing=scan.spacing)[0]
+            tensors["edge"] = (255 * found).round().to(torch.uint8)
+        rows.append(crop_to(tensors, generator.config.size, None))
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -65,10 +71,7 @@ def preview_images(
     label = real["label"].long()
     rows, texts = [], []
     for index, scan in enumerate(scans):
-        tensors = {name: real[name][index] for name in ("label", "valid")}
-        if (edge := generator.config.edge) is not None:
-            found = extract_edges(real["image"][index], edge, valid=tensors["valid"], spacing=scan.spacing)[0]
-            tensors["edge"] = (255 * found).round().to(torch.uint8)
+        tensors = {name: tensor[index] for name, tensor in real.items() if name != "image"}
         condition, text = steering.read(scan.case, tensors, None)
         rows.append(condition)
         texts.append(text)

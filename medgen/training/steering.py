@@ -59,9 +59,15 @@ class Steering:
         scan, valid = self.scans[case], tensors["valid"]
         if self.plan is None:
             return Condition({"mask": valid[None, None].float()}), ""
+        label = tensors["label"]
+        if self.plan.class_dropout and seed is not None:
+            # Left out as a map of few classes leaves them out: what is not named may be anything.
+            said = torch.rand(self.num_classes, generator=stream(seed, "classes")) >= self.plan.class_dropout
+            said[0] = True
+            label = label * said[label.long()]
         facts = {name: value for name, value in scan.facts.items() if name in self.plan.attributes}
         condition = assemble(
-            index=tensors["label"] if self.plan.mask and scan.labelled else None,
+            index=label if self.plan.mask and scan.labelled else None,
             num_classes=self.num_classes,
             valid=valid,
             edge=tensors["edge"][None].float() / 255 if self.plan.edge is not None else None,
@@ -69,10 +75,6 @@ class Steering:
             facts=facts,
             text=torch.ones(1, 1) if self.text_encoder is not None and scan.text else None,
         )
-        if self.plan.class_dropout and seed is not None and "mask" in condition.parts:
-            said = torch.rand(self.num_classes, generator=stream(seed, "classes")) >= self.plan.class_dropout
-            mask = condition.parts["mask"] * said.view(1, -1, *[1] * valid.ndim)
-            condition = Condition({**condition.parts, "mask": mask})
         return condition, scan.text
 
     def batch(self, rows: Sequence[Condition], texts: Sequence[str], device: torch.device) -> Condition:

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from medgen.conditions.assemble import assemble
 from medgen.conditions.attributes import Attribute
 from medgen.conditions.edge import EdgeSettings
 from medgen.data.dataset import read_dataset
+from medgen.data.intensity import Normalization
 from medgen.generator import Generator
 from medgen.networks import TextEncoder
 from medgen.planning import ConditionsPlan, DenoiserPlan, TextPlan, choose_conditions, make_plan, read_plan, write_plan
@@ -263,16 +265,49 @@ def test_a_sample_says_what_is_known_of_its_scan_and_no_more():
     assert "text" not in steering.batch([dropped], ["small ball"], torch.device("cpu")).parts
 
 
-def test_classes_are_left_unsaid_by_chance_and_never_at_validation():
+def test_classes_are_left_out_by_chance_as_a_map_of_few_classes_leaves_them_out():
     plan = ConditionsPlan(class_dropout=0.5)
-    tensors = {"label": torch.ones(4, 4, dtype=torch.uint8), "valid": torch.ones(4, 4, dtype=torch.bool)}
-    steering = Steering(plan, 2, [_scan()])
-    said = [steering.read("a", tensors, seed)[0].parts["mask"].any().item() for seed in range(200)]
-    assert np.mean(said) == pytest.approx(0.5, abs=0.1)
-    assert steering.read("a", tensors, None)[0].parts["mask"].all(dim=(2, 3))[0, 1]
+    label = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
+    tensors = {"label": label, "valid": torch.ones(2, 2, dtype=torch.bool)}
+    steering = Steering(plan, 3, [_scan()])
+    seen = [steering.read("a", tensors, seed)[0].parts["mask"] for seed in range(400)]
+    for kept in ((), (1,), (2,), (1, 2)):  # what synthesis makes of such a map
+        asked = assemble(index=label * torch.isin(label, torch.tensor(kept)), num_classes=3).parts["mask"]
+        assert np.mean([torch.equal(mask, asked) for mask in seen]) == pytest.approx(0.25, abs=0.07)
+    assert torch.equal(steering.read("a", tensors, None)[0].parts["mask"][0].argmax(0), label.long())
 
 
 def test_the_default_plan_is_steered_by_masks():
     assert DenoiserPlan().conditions.names == ("mask",)
     assert DenoiserPlan().conditions.needs_labels
     assert not ALL.needs_labels
+
+
+def test_a_second_branch_keeps_the_grid_and_intensities_of_its_base(folder, tmp_path, tiny_plan):
+    window = Normalization("window", 0.0, 255.0)
+    plan = _steered(
+        tiny_plan,
+        ConditionsPlan(mask=False),
+        label=None,
+        size=(16, 12),
+        normalization=window,
+        autoencoder={"patch_size": (16, 12), "adversarial_weight": 0.0, "feature_weight": 0.0},
+    )
+    train(folder, tmp_path / "base", plan=plan, max_steps=1, device="cpu")
+    train(folder, tmp_path / "one", conditions=["mask"], base=str(tmp_path / "base"), max_steps=1, device="cpu")
+    again = plan_on(Generator.from_pretrained(tmp_path / "one"), read_dataset(folder), ["edge"], device="cpu")
+    assert (again.size, again.normalization) == ((16, 12), window)
+    with pytest.raises(BadInputError, match="conditions: expected mask, as in the plan that is followed, got edge"):
+        train(folder, tmp_path / "one", conditions=["edge"], base=str(tmp_path / "base"), device="cpu")
+    with pytest.raises(BadInputError, match="lora_rank: expected a base to tune"):
+        train(folder, tmp_path / "other", conditions=["mask"], lora_rank=4, device="cpu")
+
+
+def test_a_value_that_the_plan_does_not_know_names_its_scan_before_anything_is_learned(folder, tmp_path, tiny_plan):
+    known = {"view": Attribute("category", values=("AP", "LL"))}
+    plan = _steered(tiny_plan, ConditionsPlan(attributes=known))
+    with pytest.raises(BadInputError, match="case case_1: view: expected one of AP, LL"):
+        train(folder, tmp_path / "run", plan=plan, device="cpu")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    train(folder, tmp_path / "skipped", plan=plan, skip_bad=True, max_steps=1, device="cpu")
+    assert "case_3" in (tmp_path / "skipped" / "rejected.jsonl").read_text()
