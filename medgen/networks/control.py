@@ -158,7 +158,9 @@ class Control(ModelMixin, ConfigMixin):
             pad_to(x, self.divisor), timesteps, pad_to(parts[name], pad_map), context=text, class_labels=extra
         )
         factor = present.view(-1, *[1] * (x.ndim - 1))
-        return [row * factor for row in down], middle * factor
+        # In the number format of the branch: the factor would take the second half of the base to float32.
+        down, middle = [(row * factor).to(row.dtype) for row in down], (middle * factor).to(middle.dtype)
+        return down, middle
 
 
 _SHARED = (

@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from monai.networks.blocks import SpatialAttentionBlock
 from monai.networks.nets import DiffusionModelUNet
-from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, SpatialTransformer
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, SpatialTransformer, WrappedUpsample
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -184,6 +184,9 @@ class Denoiser(ModelMixin, ConfigMixin):
         return sdpa_kernel(SDPBackend.MATH) if tokens <= PLAIN_ATTENTION_TOKENS else nullcontext()
 
 
+_BLOCKS = (DiffusionUNetResnetBlock, SpatialAttentionBlock, SpatialTransformer, WrappedUpsample, MapEmbedding)
+
+
 def recompute_blocks(network: nn.Module) -> None:
     """Recompute the activations of a U-Net's blocks in the backward pass instead of keeping them.
 
@@ -191,7 +194,7 @@ def recompute_blocks(network: nn.Module) -> None:
         network: Of MONAI.
     """
     for module in network.modules():
-        if isinstance(module, (DiffusionUNetResnetBlock, SpatialAttentionBlock, SpatialTransformer)):
+        if isinstance(module, _BLOCKS):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 

@@ -158,4 +158,5 @@ class LatentBaseControl(ModelMixin, ConfigMixin):
             pad_to(image, self.divisor * self.mask_stride),
             return_dict=False,
         )
-        return [row * factor for row in down], middle * factor
+        # In the number format of the branch: the factor would take the second half of the base to float32.
+        return [(row * factor).to(row.dtype) for row in down], (middle * factor).to(middle.dtype)

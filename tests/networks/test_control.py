@@ -90,6 +90,16 @@ def test_a_branch_acts_by_its_map_and_by_nothing_else_where_there_is_none(base, 
 
 
 @torch.no_grad()
+def test_in_half_precision_a_branch_hands_half_precision_to_its_base(base):
+    x, t, parts, maps = inputs(base)
+    control = trained(base, "mask")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        down, middle = control(x, t, {**parts, "mask": maps["mask"]}, conditioning_scale=0.7)
+    # Else every activation of the base's second half would be float32, at twice the memory.
+    assert {row.dtype for row in [*down, middle]} == {torch.bfloat16}
+
+
+@torch.no_grad()
 def test_two_branches_stack_and_their_order_does_not_matter(base):
     x, t, parts, maps = inputs(base)
     rows = [trained(base, name)(x, t, parts | {name: maps[name]}) for name in ("mask", "edge")]
