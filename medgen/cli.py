@@ -60,6 +60,9 @@ COMMANDS = {
             "  medgen synthesize --model runs/mine --labels FOLDER/labels --output synthetic --num_samples 200\n"
             "  medgen synthesize --model runs/mine --prompts prompts.txt --labels FOLDER/labels --output synthetic\n"
             "  medgen synthesize --model runs/mine --conditions conditions.csv --output synthetic\n"
+            "  medgen synthesize --model runs/mine --sources FOLDER/images --strength 0.4 --output variants\n"
+            "  medgen synthesize --model runs/mine --sources FOLDER/images --source_labels FOLDER/labels "
+            "--labels changed --output edited\n"
             "  medgen synthesize --replay out/manifest.jsonl --output again\n"
             "  medgen synthesize --replay synthetic/manifest.jsonl --model runs/mine --labels FOLDER/labels"
         ),

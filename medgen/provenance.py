@@ -57,7 +57,9 @@ class SampleRecord:
         runtime: Device, processor, threads and library versions.
         synthetic: Always true; marks the sample wherever the record travels.
         conditions: What steered it besides its label, and only that: ``text``, ``edge`` or ``edge_map`` (``file`` and
-            ``sha256`` of each file), ``attributes``.
+            ``sha256`` of each file), ``attributes``; and ``source`` where it was made from a scan: its ``files``, the
+            ``strength``, ``region`` and ``label`` before (``file`` and ``sha256``) where given, the ``voxels`` that
+            could change, and the ``band`` of voxels around them that was blended.
         guidance_interval: Shares of the noise process between which guidance acted.
         guidance_rescale: Share by which it gave back the standard deviation that it added.
         network_evaluations: Passes of the denoiser; None in records from before they were counted.

@@ -1,5 +1,6 @@
 """Every example runs, at toy size, in a process of its own."""
 
+import json
 import subprocess
 import sys
 
@@ -34,3 +35,17 @@ def test_the_parts_make_two_different_scans_of_one_label(repository, tmp_path):
     label, first, second = (nib.load(tmp_path / f"{name}.nii.gz").get_fdata() for name in ("label", "scan_0", "scan_1"))
     assert label.shape == first.shape == second.shape
     assert np.abs(first - second).mean() > 1
+
+
+def test_own_conditions_steer_alone_together_and_by_a_table(repository, tmp_path):
+    output = tmp_path / "toy"
+    run(repository, "own_conditions.py", "--output", output, "--max_steps", 2)
+    steered = {
+        folder: [
+            json.loads(line)["conditions"] for line in (output / folder / "manifest.jsonl").read_text().splitlines()
+        ]
+        for folder in ("by_text", "by_mask_and_stain", "by_table")
+    }
+    assert steered["by_text"] == [{"text": "a large dark disk"}] * 4
+    assert steered["by_mask_and_stain"] == [{"attributes": {"stain": "dark"}}] * 12
+    assert [sorted(row) for row in steered["by_table"]] == [["text"], ["attributes", "edge"], ["attributes"]]

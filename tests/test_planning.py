@@ -466,6 +466,12 @@ def test_the_summary_counts_the_parameters_of_the_real_networks(gray: Dataset, g
     assert "just timed on this machine" in text
 
 
+def test_the_summary_of_training_on_a_base_claims_no_cost_that_it_cannot_know(gray: Dataset, gray_plan: Plan) -> None:
+    text = summarize_plan(dataclasses.replace(gray_plan, label=None, control="mask"), gray, device="cpu")
+    assert f"{gray_plan.denoiser.steps} steps of {gray_plan.denoiser.batch_size} samples; what a step takes" in text
+    assert "GB  " not in text and " min" not in text
+
+
 def test_a_longer_time_gives_no_shorter_training(gray: Dataset, gray_plan: Plan) -> None:
     longer = make_plan(gray, device="cpu", hours=15)
     assert longer.denoiser.channels >= gray_plan.denoiser.channels

@@ -14,6 +14,7 @@ from medgen.types import BadInputError, Spacing
 
 SPACING = "spacing"
 _MOST_CATEGORIES = 64
+_SAME_SIZE = 0.01  # relative difference of voxel sizes below which they are rounding
 _OCTAVES = 4  # of sines and cosines that tell near numbers apart
 
 
@@ -96,12 +97,15 @@ def fit_attribute(name: str, values: Sequence[str]) -> Attribute:
         BadInputError: If there is nothing to tell scans apart by: fewer than two values, or too many categories.
     """
     distinct = sorted(set(values))
-    if len(distinct) < 2:
-        raise BadInputError(f"attribute {name!r}: expected a column with at least two values, got {distinct}.")
     try:
         parsed = [_numbers(value, name) for value in values]
     except BadInputError:
         parsed = []
+    if len(set(parsed or distinct)) < 2:
+        raise BadInputError(
+            f"attribute {name!r}: expected a column with at least two values, got {distinct}, which tells no scan from "
+            "another. Leave it out."
+        )
     if parsed and len(widths := {len(numbers) for numbers in parsed}) == 1 and (width := widths.pop()) > 1:
         return Attribute("vector", width=width)
     if parsed and len(distinct) > 8:
@@ -123,8 +127,17 @@ def fit_spacing(spacings: Sequence[Spacing]) -> Attribute:
 
     Returns:
         The attribute, around the geometric mean.
+
+    Raises:
+        BadInputError: If all scans have the same voxel size, so that there is nothing to learn of it.
     """
     logs = torch.tensor(spacings, dtype=torch.float64).log()
+    if (logs.amax(dim=0) - logs.amin(dim=0)).max() <= math.log1p(_SAME_SIZE):
+        size = " x ".join(f"{edge:.3g}" for edge in spacings[0])
+        raise BadInputError(
+            f"attribute '{SPACING}': expected scans of different voxel sizes, got {size} mm everywhere. Leave it out, "
+            "or add scans of other voxel sizes."
+        )
     return Attribute("spacing", mean=float(logs.mean().exp()), width=len(spacings[0]))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from medgen.data.io import IMAGE_SUFFIXES
 from medgen.types import BadInputError
 
 RGB = {0: "R", 1: "G", 2: "B"}
@@ -96,3 +97,15 @@ def require_file_name(case: str, source: str | Path) -> str:
             f"{case!r}. Rename the case, or give it another name in a column `id`."
         )
     return case
+
+
+def stem(name: str) -> str:
+    """Name of a file without the ending of its format.
+
+    Args:
+        name: Name of the file.
+
+    Returns:
+        ``a.v2`` for ``a.v2.nii.gz``; the name itself where it has no ending that medgen reads.
+    """
+    return next((name[: -len(ending)] for ending in IMAGE_SUFFIXES if name.lower().endswith(ending)), name)

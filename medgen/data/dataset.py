@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from medgen.data.case import RGB, TRAIN_SPLITS, VAL_SPLITS, Case, Dataset, Rejection
+from medgen.data.case import RGB, TRAIN_SPLITS, VAL_SPLITS, Case, Dataset, Rejection, stem
 from medgen.data.io import read_image, read_label
-from medgen.data.layouts import LABEL_ENDINGS, label_splits, read_dataset, read_labels, stem
+from medgen.data.layouts import LABEL_ENDINGS, label_splits, read_dataset, read_labels
 from medgen.seeding import derive_seed
 from medgen.types import BadInputError, Grid, Sample
 
@@ -180,13 +180,16 @@ def split_cases(dataset: Dataset, *, val_fraction: float = 0.15, seed: int = 0) 
     return train, val
 
 
-def load_label(path: str | Path, class_names: Mapping[int, str], *, case: str | None = None) -> Sample:
+def load_label(
+    path: str | Path, class_names: Mapping[int, str], *, case: str | None = None, allow_empty: bool = False
+) -> Sample:
     """Read one label map and check its values.
 
     Args:
         path: NIfTI, PNG or TIFF file.
         class_names: The classes that the model knows, 0 being the background.
         case: Identifier of the sample; without one, the name of the file.
+        allow_empty: Take a label map of background alone.
 
     Returns:
         A sample with a label and no image.
@@ -196,7 +199,7 @@ def load_label(path: str | Path, class_names: Mapping[int, str], *, case: str | 
     """
     path = Path(path)
     label, grid = read_label(path)
-    _require_classes(path, label, class_names)
+    _require_classes(path, label, class_names, allow_empty=allow_empty)
     return Sample(case=case or stem(path.name), grid=grid, label=label)
 
 
@@ -267,14 +270,16 @@ def check_same_grid(path: Path, grid: Grid, source: Path, expected: Grid) -> Non
             )
 
 
-def _require_classes(path: Path, label: torch.Tensor, class_names: Mapping[int, str]) -> None:
+def _require_classes(
+    path: Path, label: torch.Tensor, class_names: Mapping[int, str], *, allow_empty: bool = False
+) -> None:
     values = np.unique(label.numpy())
     unknown = [int(value) for value in values if int(value) not in class_names]
     if unknown:
         known = ", ".join(f"{value} ({name})" for value, name in sorted(class_names.items()))
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise BadInputError(f"{path}: expected label values {known}, got {shown}. Correct the label or the classes.")
-    if not values.any():
+    if not values.any() and not allow_empty:
         raise BadInputError(
             f"{path}: expected at least one voxel of a class other than background, got an empty label. "
             "Correct or remove this case."

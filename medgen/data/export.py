@@ -26,6 +26,7 @@ from medgen.types import BadInputError, Grid
 RUN_FILE = "run.json"
 # Stays in every image and label, also where it is copied out of its folder.
 SYNTHETIC_MARK = "medgen synthetic, not a patient"
+EDITED_MARK = "medgen synthetic, made from the scan of a patient"
 # What a run may leave in its folder: `overwrite` removes these and nothing else.
 _OWN_NAMES = (
     "imagesTr",
@@ -181,6 +182,8 @@ def write_case(
     *,
     image_dtype: ImageDtype,
     rgb: bool = False,
+    ending: str | None = None,
+    edited: bool = False,
 ) -> CasePaths:
     """Write one scan and its label; every file says in its header that it is synthetic.
 
@@ -192,6 +195,8 @@ def write_case(
         grid: Grid of both.
         image_dtype: Type of the stored intensities.
         rgb: Store three channels as one color PNG.
+        ending: File type, ``.png`` or ``.nii.gz``; None is that of :func:`file_ending`.
+        edited: Whether it was made from a real scan, parts of which it may show as they are.
 
     Returns:
         The files written: images first, the label last.
@@ -206,7 +211,8 @@ def write_case(
             f"{case}: expected image and label of shape {grid.shape}, got {' and '.join(map(str, shapes))}. Resample "
             "both onto the grid."
         )
-    ending = file_ending(grid, image_dtype)
+    ending = ending or file_ending(grid, image_dtype)
+    mark = EDITED_MARK if edited else SYNTHETIC_MARK
     if rgb and (image.shape[0] != 3 or ending != ".png"):
         raise BadInputError(
             f"{case}: expected a 2D image of 3 channels as uint8 or uint16 for RGB, got {image.shape[0]} channel(s) of "
@@ -216,9 +222,9 @@ def write_case(
     paths = case_paths(root, case, num_files=files, ending=ending, labelled=label is not None)
     parts: Sequence[torch.Tensor] = [image] if rgb else list(image.split(1))
     for path, part in zip(paths.images, parts, strict=True):
-        write_image(path, part, grid, dtype=image_dtype, description=SYNTHETIC_MARK)
+        write_image(path, part, grid, dtype=image_dtype, description=mark)
     if label is not None and paths.label is not None:
-        write_label(paths.label, label, grid, description=SYNTHETIC_MARK)
+        write_label(paths.label, label, grid, description=mark)
     return paths
 
 
@@ -230,6 +236,7 @@ def write_dataset_json(
     num_training: int,
     ending: str,
     name: str = "medgen",
+    edited: bool = False,
     details: Mapping[str, Any] | None = None,
 ) -> Path:
     """Declare the folder to nnU-Net v2, marked as synthetic.
@@ -241,6 +248,7 @@ def write_dataset_json(
         num_training: Number of whole cases in the folder.
         ending: ``.nii.gz`` or ``.png``.
         name: Name of the data set.
+        edited: Whether scans in it were made from real ones.
         details: Further fields, such as the model and its hash.
 
     Returns:
@@ -254,9 +262,10 @@ def write_dataset_json(
         raise BadInputError(
             f"{Path(root) / 'dataset.json'}: expected one name per class, got {twice} twice. Rename one."
         )
+    whose = "some of them from scans of patients" if edited else "not of any patient"
     content: dict[str, Any] = {
         "name": name,
-        "description": "Synthetic scans made by medgen: not of any patient, and not for diagnosis.",
+        "description": f"Synthetic scans made by medgen: {whose}, and not for diagnosis.",
         "synthetic": True,
         "channel_names": {str(index): channel for index, channel in sorted(channel_names.items())},
         "labels": {class_name: value for value, class_name in sorted(class_names.items())},

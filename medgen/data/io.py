@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import nibabel as nib
 import numpy as np
@@ -120,6 +120,26 @@ def read_grid(path: str | Path) -> Grid:
         raise
     except Exception as error:  # damaged files make decoders raise nearly anything
         raise _unreadable(path, error) from error
+
+
+def stored_dtype(path: str | Path) -> ImageDtype:
+    """Type that holds the intensities of a scan as :func:`read_image` gives them.
+
+    Args:
+        path: As for :func:`read_image`.
+
+    Returns:
+        The type of the file where :func:`write_image` knows it; else ``int16`` or ``uint16`` for integers that fit, and
+        ``float32``, also for integers that the header scales.
+    """
+    array, _ = _read(Path(path), label=False)
+    if array.dtype.name in get_args(ImageDtype):
+        return cast("ImageDtype", array.dtype.name)
+    if array.dtype.kind not in "iu":
+        return "float32"
+    low, high = int(array.min()), int(array.max())
+    kinds: tuple[ImageDtype, ...] = ("int16", "uint16")
+    return next((kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max), "float32")
 
 
 def write_image(path: str | Path, image: torch.Tensor, grid: Grid, *, dtype: ImageDtype, description: str = "") -> None:

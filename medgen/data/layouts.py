@@ -5,33 +5,30 @@ Each layout becomes one list of cases. Names and headers are looked at, voxels a
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset, require_file_name
+from medgen.data.case import RGB, VAL_SPLITS, Case, Dataset, require_file_name, stem
 from medgen.data.io import IMAGE_SUFFIXES
+from medgen.data.metadata import find_metadata, read_metadata, with_metadata
 from medgen.data.survey import guess_modality, parse_class_names, scan_classes, survey_channels, survey_spatial_dims
 from medgen.types import BadInputError
 
 _RGB_NAMES = (["r", "g", "b"], ["red", "green", "blue"], ["rgb_to_0_1"] * 3)  # the last is nnU-Net's normalization
 LABEL_ENDINGS = (".nii.gz", ".nii", ".png", ".tiff", ".tif")
-_ID_COLUMNS = ("id", "case", "case_id")
-_IMAGE_COLUMNS = ("image", "file_name", "images", "path")
-_LABEL_COLUMNS = ("label", "mask", "segmentation")
-_TEXT_COLUMNS = ("text", "caption", "report")
-_GROUP_COLUMNS = ("group", "patient", "patient_id", "subject", "subject_id")
 
 
 def read_dataset(folder: str | Path) -> Dataset:
     """List the cases of a folder in any supported layout.
 
     Args:
-        folder: MSD or nnU-Net (v1, v2) folder with ``dataset.json``, folder with ``metadata.csv`` or
-            ``metadata.jsonl``, or folder with ``images/`` and ``labels/`` of the same names.
+        folder: MSD or nnU-Net (v1, v2) folder with ``dataset.json``, where texts and facts of the cases may lie beside
+            it in ``metadata.csv`` or ``metadata.jsonl``; folder with either of these alone; or folder with ``images/``
+            and ``labels/`` of the same names.
 
     Returns:
         The data set; no voxels are read, unless a folder without ``dataset.json`` has no ``classes.json`` either: then
@@ -88,16 +85,14 @@ def label_splits(folder: str | Path) -> dict[Path, str]:
 
 def _undeclared_cases(root: Path) -> tuple[list[Case], Literal["metadata", "plain"]]:
     """Cases of a folder without ``dataset.json``."""
-    metadata = [root / name for name in ("metadata.csv", "metadata.jsonl") if (root / name).is_file()]
-    if len(metadata) > 1:
-        raise BadInputError(f"{root}: expected metadata.csv or metadata.jsonl, got both. Remove one of them.")
-    if not metadata and not (root / "images").is_dir():
+    metadata = find_metadata(root)
+    if metadata is None and not (root / "images").is_dir():
         raise BadInputError(
             f"{root}: expected dataset.json (MSD, nnU-Net), metadata.csv, metadata.jsonl, or images/ and labels/, "
             f"got {_listing(root)}. Point at the folder that holds one of them."
         )
-    cases = _metadata_cases(metadata[0]) if metadata else _plain_cases(root)
-    cases = _with_listed_splits(root, _checked_names(cases, metadata[0] if metadata else root))
+    cases = read_metadata(metadata) if metadata else _plain_cases(root)
+    cases = _with_listed_splits(root, _checked_names(cases, metadata or root))
     return cases, "metadata" if metadata else "plain"
 
 
@@ -129,18 +124,6 @@ def read_labels(folder: str | Path) -> list[tuple[str, Path]]:
     return list(found.items())
 
 
-def stem(name: str) -> str:
-    """Name of a file without the ending of its format.
-
-    Args:
-        name: Name of the file.
-
-    Returns:
-        ``a.v2`` for ``a.v2.nii.gz``; the name itself where it has no ending that medgen reads.
-    """
-    return next((name[: -len(ending)] for ending in IMAGE_SUFFIXES if name.lower().endswith(ending)), name)
-
-
 def _read_dataset_json(root: Path) -> Dataset:
     path = root / "dataset.json"
     content = _read_json(path)
@@ -168,10 +151,12 @@ def _read_dataset_json(root: Path) -> Dataset:
     listed = sum(case.split not in VAL_SPLITS for case in cases)
     if count is not None and count != listed:
         warnings.warn(f"{path}: numTraining says {count} case(s), the folder has {listed}", stacklevel=3)
+    cases = _checked_names(cases, path)
+    metadata = find_metadata(root)
     return Dataset(
         root=root,
         format="nnunet" if layout == "nnunet" else "msd",
-        cases=_with_listed_splits(root, _checked_names(cases, path)),
+        cases=_with_listed_splits(root, with_metadata(cases, metadata) if metadata else cases),
         class_names=class_names,
         channel_names=channel_names,
         modality=guess_modality(channel_names),
@@ -227,72 +212,6 @@ def _listed_cases(root: Path, content: Mapping[str, Any]) -> tuple[list[Case], s
     return cases, "nnunet" if v1 else "msd"
 
 
-def _metadata_cases(path: Path) -> list[Case]:
-    root = path.parent
-    cases = []
-    for line, row in _rows(path):
-        values = {key: value for key, value in row.items() if value not in (None, "", [])}
-        image_key = _first(row, _IMAGE_COLUMNS)
-        if image_key is None:
-            raise BadInputError(
-                f"{path}: expected a column named {' or '.join(_IMAGE_COLUMNS)}, got {', '.join(map(str, row))}. "
-                "Rename the column that names the image file."
-            )
-        image = values.get(image_key)
-        if image is None:
-            raise BadInputError(f"{path}, line {line}: expected a file in {image_key}, got nothing. Fill it in.")
-        images = image if isinstance(image, list) else str(image).split(";")
-        label_key, id_key = _first(values, _LABEL_COLUMNS), _first(values, _ID_COLUMNS)
-        text_key, group_key = _first(values, _TEXT_COLUMNS), _first(values, _GROUP_COLUMNS)
-        name = "_".join(part for part in Path(stem(str(images[0]))).parts if part not in ("/", ".", ".."))
-        taken = {image_key, _first(row, _LABEL_COLUMNS), _first(row, _ID_COLUMNS), "split"}
-        split = values.get("split")
-        cases.append(
-            Case(
-                case=str(values[id_key]) if id_key else name.removeprefix("images_"),
-                images=tuple(root / str(part).strip() for part in images),
-                label=root / str(values[label_key]) if label_key else None,
-                split=str(split).strip().lower() if split else None,
-                group=str(values[group_key]) if group_key else None,
-                text=str(values[text_key]) if text_key else None,
-                meta={str(key): str(values.get(key, "")) for key in row if key not in taken},
-            )
-        )
-    if not cases:
-        raise BadInputError(f"{path}: expected at least one row, got none. List the scans in it.")
-    for name in {name for case in cases for name in case.meta}:
-        for case in cases:
-            case.meta.setdefault(name, "")  # a line of JSON may leave a column out
-    return cases
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each row of a CSV or JSON lines file."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise BadInputError(
-                            f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns as in "
-                            "the header, got another number. Quote values that contain commas."
-                        )
-                    yield reader.line_num, row
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise BadInputError(
-                            f"{path}, line {number}: expected a JSON object, got {line.strip()[:40]}. Fix it."
-                        )
-                    yield number, record
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
-        kind = "CSV" if path.suffix == ".csv" else "one JSON object per line"
-        raise BadInputError(f"{path}: expected {kind} in UTF-8, got an error: {error}. Correct the file.") from error
-
-
 def _plain_cases(root: Path) -> list[Case]:
     labels = dict(read_labels(root / "labels")) if (root / "labels").is_dir() else {}
     images = _files(root / "images", IMAGE_SUFFIXES) + [
@@ -331,10 +250,7 @@ def _with_listed_splits(root: Path, cases: list[Case]) -> list[Case]:
                 )
             if name:
                 splits[name] = split
-    return [
-        Case(case.case, case.images, case.label, splits.get(case.case), case.group, case.text, case.meta)
-        for case in cases
-    ]
+    return [replace(case, split=splits.get(case.case)) for case in cases]
 
 
 def _declared_classes(root: Path) -> dict[int, str] | None:
@@ -389,11 +305,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInputError(f"{path}: expected a JSON object, got {type(content).__name__}. Correct the file.")
     return content
-
-
-def _first(columns: Iterable[str], wanted: Sequence[str]) -> str | None:
-    present = set(columns)
-    return next((name for name in wanted if name in present), None)
 
 
 def _listing(folder: Path) -> str:

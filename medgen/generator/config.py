@@ -69,6 +69,7 @@ class GeneratorConfig:
         label_objective: What the label denoiser predicts.
         label_stride: Voxels per axis that one voxel of the label generator covers.
         guidance_scale: Default at synthesis.
+        guidance_scales: The same of single conditions, where it is another.
         temperature: Default at synthesis, of images; label maps are drawn at 1.
         shapes: Shapes of training scans on the model's grid before padding, to draw new fields of view from.
         constant_classes: Label values that every training case has.
@@ -97,6 +98,7 @@ class GeneratorConfig:
     label_objective: Objective | None = None
     label_stride: int = 1
     guidance_scale: float = 1.5
+    guidance_scales: dict[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     shapes: tuple[tuple[int, ...], ...] = ()
     constant_classes: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ from medgen.bundle import SETTINGS, find_model, read_bundle, write_bundle
 from medgen.conditions.condition import Condition
 from medgen.conditions.mask import class_distances, from_class_distances
 from medgen.generator.config import ControlUse, GeneratorConfig, parse_config
-from medgen.generator.loading import PIPELINE, load_network, load_pipeline
+from medgen.generator.loading import PIPELINE, add_edge_control, load_network, load_pipeline
 from medgen.types import BadInputError, Shape
 
 if TYPE_CHECKING:
@@ -273,7 +273,9 @@ class Generator:
         self.weights_hash = write_bundle(Path(folder), self._networks(), dataclasses.asdict(self.config), dtype=dtype)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", edge_control: str | Path | None = None
+    ) -> Generator:
         """Load a bundle from a folder, by embedded name or by Hub id; or a Stable Diffusion pipeline.
 
         Args:
@@ -281,12 +283,16 @@ class Generator:
                 pipeline of the Stable Diffusion 1.x or 2.x family in diffusers' layout, or Hub id ``owner/name`` of
                 either (the one case that uses the network).
             device: Where the networks go.
+            edge_control: Folder or Hub id of a ControlNet in diffusers' layout by which edges steer a model of that
+                family. It does not say how its edges were extracted: those of scans then are medgen's own
+                (:class:`medgen.conditions.edge.EdgeSettings`), and saving packs it into the bundle.
 
         Returns:
             The generator, in evaluation mode, float32.
 
         Raises:
-            BadInputError: If the folder is missing, incomplete, damaged, or holds pickled weights.
+            BadInputError: If the folder is missing, incomplete, damaged, or holds pickled weights, or if the ControlNet
+                does not fit the model.
         """
         folder = Path(name) if (Path(name) / PIPELINE).is_file() else find_model(name)
         if (folder / PIPELINE).is_file() and not (folder / SETTINGS).is_file():
@@ -300,7 +306,10 @@ class Generator:
         for network in networks.values():
             network.to(device)
         controls = {part.removeprefix(_CONTROL): networks.pop(part) for part in list(networks) if _CONTROL in part}
-        return cls(config, controls=controls, weights_hash=digest, **networks)
+        generator = cls(config, controls=controls, weights_hash=digest, **networks)
+        if edge_control is not None:
+            add_edge_control(generator, edge_control)
+        return generator
 
     def _networks(self) -> dict[str, Any]:
         named = {part: getattr(self, part) for part in ("autoencoder", "denoiser", "label_denoiser", "text_encoder")}

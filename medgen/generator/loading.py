@@ -1,20 +1,24 @@
-"""The networks of a generator, by the class that their folder names, and pipelines of diffusers as generators."""
+"""The networks of a generator, by the class that their folder names; pipelines and ControlNets of diffusers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from medgen import networks
+from medgen.conditions.edge import EdgeSettings
 from medgen.data.intensity import IntensityMap, Normalization
 from medgen.diffusion.objective import Objective
 from medgen.generator.config import GeneratorConfig
-from medgen.provenance import sha256_file
+from medgen.provenance import sha256_array, sha256_file
 from medgen.types import BadInputError
+
+if TYPE_CHECKING:
+    from medgen.generator.generator import Generator
 
 PIPELINE = "model_index.json"
 # Looked up when one is met: those of Stable Diffusion take long to import.
@@ -75,7 +79,7 @@ def load_pipeline(name: str | Path, folder: Path) -> tuple[GeneratorConfig, dict
         class_names={0: "background"},
         size=base.size,
         objective=Objective(**base.objective),
-        normalization=Normalization("window", 0.0, 65535.0),
+        normalization=Normalization(),
         intensity=IntensityMap((2 / 65535,), (-1.0,)),
         image_dtype="uint16",
         orientation=None,
@@ -89,3 +93,34 @@ def load_pipeline(name: str | Path, folder: Path) -> tuple[GeneratorConfig, dict
     weights = sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
     digest = hashlib.sha256("".join(map(sha256_file, weights)).encode()).hexdigest()
     return config, parts, digest
+
+
+def add_edge_control(generator: Generator, name: str | Path) -> None:
+    """Let a ControlNet of diffusers steer a model of the Stable Diffusion 1.x or 2.x family by edges.
+
+    Guidance leaves the edges at 1, as diffusers does, and the digest of the model then covers the ControlNet.
+
+    Args:
+        generator: The model.
+        name: Folder of the ControlNet, or a Hub id.
+
+    Raises:
+        BadInputError: If the model is of another family or follows edges already, or the ControlNet does not fit it.
+    """
+    config = generator.config
+    if not isinstance(generator.denoiser, networks.LatentBaseDenoiser):
+        raise BadInputError(
+            f"edge_control: expected none, because the model '{config.name}' is not of the Stable Diffusion 1.x or 2.x "
+            "family, which ControlNets of diffusers are for. Leave it out, or train a branch with `medgen train --base "
+            "MODEL --conditions edge`."
+        )
+    if "edge" in generator.conditions:
+        raise BadInputError(
+            f"edge_control: expected none, because the model '{config.name}' follows edges already. Leave it out."
+        )
+    control = networks.read_control(name, generator.denoiser)
+    weights = [sha256_array(weight) for _, weight in sorted(control.state_dict().items())]
+    generator.weights_hash = hashlib.sha256("".join([generator.weights_hash, *weights]).encode()).hexdigest()
+    generator.controls["edge"] = control.to(generator.device)
+    config.edge = config.edge or EdgeSettings()
+    config.guidance_scales = {**config.guidance_scales, "edge": 1.0}

@@ -139,10 +139,17 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
         f"{resolve_precision(plan.precision, machine.device)}",
         *(f"note       {note}" for note in dict.fromkeys([*plan.fingerprint.get("notes", []), *dataset.notes])),
         "",
-        f"{'stage':<12}{'parameters':>12}{'steps x batch':>16}{'memory':>10}{'time':>12}",
     ]
+    disk = (
+        f"Disk: {_size(cache_bytes(plan, train, val))} of scans and latents, made ready for training once, in the "
+        "subfolder cache/ of the run; it may be deleted afterwards."
+    )
+    if plan.has_base:
+        pace = f"{plan.denoiser.steps} steps of {plan.denoiser.batch_size} samples"
+        return "\n".join([*lines, f"{pace}; what a step takes depends on the base: --max_steps 20 shows it.", disk])
+    lines.append(f"{'stage':<12}{'parameters':>12}{'steps x batch':>16}{'memory':>10}{'time':>12}")
     seconds, memory = 0.0, 0.0
-    for stage in () if plan.has_base else STAGES:
+    for stage in STAGES:
         own = getattr(plan, stage)
         if own is None:
             continue
@@ -156,8 +163,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
     lines += [
         f"{'all':<12}{'':>28}{memory:>7.1f} GB{_duration(seconds):>12}",
         "",
-        f"Disk: {_size(cache_bytes(plan, train, val))} of scans and latents, made ready for training once, in the "
-        "subfolder cache/ of the run; it may be deleted afterwards.",
+        disk,
         "Time: operations of the networks, at the speed of two training steps that were just timed on this machine; "
         "reading, encoding and validation come on top.",
         "Memory: weights, optimizer and what the backward pass keeps, in float32; bfloat16 needs less.",

@@ -2,7 +2,15 @@
 
 from medgen.synthesis.editing import Edited, edit, replace_label, translate
 from medgen.synthesis.inputs import find_edges, find_labels
-from medgen.synthesis.plan import EdgeSource, LabelFile, SampleSpec, SamplingSettings, SourceFile, plan_samples
+from medgen.synthesis.plan import (
+    EdgeSource,
+    LabelFile,
+    SampleSpec,
+    SamplingSettings,
+    ScanSource,
+    SourceFile,
+    plan_samples,
+)
 from medgen.synthesis.run import synthesize
 from medgen.synthesis.sampling import SyntheticSample, iter_samples
 
@@ -12,6 +20,7 @@ __all__ = [
     "LabelFile",
     "SampleSpec",
     "SamplingSettings",
+    "ScanSource",
     "SourceFile",
     "SyntheticSample",
     "edit",

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import ndimage
-from torch.nn import functional as F
 
-from medgen.conditions.attributes import SPACING
-from medgen.conditions.condition import Condition
 from medgen.conditions.edge import check_edges
-from medgen.data.geometry import Placement, from_model, place, to_model
-from medgen.data.intensity import IntensityMap
-from medgen.diffusion.sampler import sample
+from medgen.data.geometry import to_model
 from medgen.generator import Generator
-from medgen.precision import autocast, exact_fp32, memory_format
 from medgen.provenance import sha256_array
-from medgen.seeding import seeded_noise
+from medgen.synthesis.inpainting import BAND, MARGIN, Inpainting, changed_region, check_labels
 from medgen.synthesis.inputs import check_grid
-from medgen.synthesis.labels import LabelledGrid
+from medgen.synthesis.labels import LabelledGrid, place_on_model, steering_facts
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
-from medgen.synthesis.steering import (
-    batch_condition,
-    check_settings,
-    check_steering,
-    control_uses,
-    guide,
-    require_conditions,
-    resolve_scales,
-)
+from medgen.synthesis.sampling import sample_batch
+from medgen.synthesis.steering import check_settings, check_steering, require_conditions, resolve_scales
 from medgen.types import BadInputError, Grid, Spacing
 
 
@@ -68,8 +53,8 @@ def edit(
     edge: torch.Tensor | None = None,
     seed: int,
     strength: float = 1.0,
-    band: int = 3,
-    margin: int = 2,
+    band: int = BAND,
+    margin: int = MARGIN,
     settings: SamplingSettings | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> Edited:
@@ -112,52 +97,47 @@ def edit(
             settings do not go together.
     """
     config, settings = generator.config, settings or SamplingSettings()
-    _check_arrays(generator, image, grid, label=label, new_label=new_label)
-    if not 0 < strength <= 1:
-        raise BadInputError(f"strength: expected a share in (0, 1], got {strength}. 1 makes the region from noise.")
-    for name, width in (("band", band), ("margin", margin)):
-        if width < 0:
-            raise BadInputError(f"{name}: expected a width of 0 voxels or more, got {width}.")
+    check_grid(Path("grid"), grid, config, kind="scan")
+    _check_shapes(grid, image, label=label, new_label=new_label)
+    if margin < 0:
+        raise BadInputError(f"margin: expected a width of 0 voxels or more, got {margin}.")
     if new_label is not None:
         require_conditions(generator, {"mask": "new_label"})
     if region is None:
-        region = _changed(label, new_label, margin)
-    _check_region(region, grid, label, new_label)
-    intensity = config.normalization.fit(image.float())
-    placement = place(
-        grid,
-        spacing=config.spacing,
-        orientation=config.orientation,
-        min_size=config.size,
-        divisor=generator.divisor,
-    )
+        if label is None or new_label is None:
+            raise BadInputError(
+                "region: expected one, or label and new_label, which differ in it, got neither. Give one."
+            )
+        region = changed_region(label, new_label, margin=margin)
+    scan = Inpainting.fit(image, region, config, strength=strength, band=band)
+    if label is not None and new_label is not None:
+        check_labels(label, new_label, region)
     after = label if new_label is None else new_label
     steered = None if "mask" not in generator.conditions else after
-    item = _steered(generator, placement, steered, text=text, facts=facts or {}, edge=edge, seed=seed)
+    item = _steered(generator, grid, steered, text=text, facts=facts or {}, edge=edge, seed=seed)
     settings = replace(
         settings,
         guidance_scale=resolve_scales(generator, settings.guidance_scale),
         temperature=config.temperature if settings.temperature is None else settings.temperature,
     )
     check_settings(generator, settings, generate=False)
-    made, evaluations = _run_networks(generator, item, image, region, intensity, settings, strength, on_step)
+    made = sample_batch(generator, [replace(item, scan=scan)], settings, on_step=on_step)[0]
     record = {
-        "strength": float(strength),
+        "strength": scan.strength,
         "band": band,
         "seed": seed,
         "voxels": int(region.sum()),
         "conditions": item.conditions,
         "edge_sha256": None if edge is None else sha256_array(edge),
         "settings": asdict(settings),
-        "network_evaluations": evaluations,
+        "network_evaluations": made.network_evaluations,
         "model": config.name,
         "model_hash": generator.weights_hash,
         "image_sha256": sha256_array(image),
         "region_sha256": sha256_array(region),
         "label_sha256": None if after is None else sha256_array(after),
     }
-    blended = _blend(image, made, region, band)
-    return Edited(blended, None if after is None else after.clone(), region.clone(), record)
+    return Edited(made.image, None if after is None else after.clone(), region.clone(), record)
 
 
 def translate(
@@ -257,14 +237,10 @@ def replace_label(
     return torch.where(gone, label[tuple(torch.from_numpy(axis).long() for axis in nearest)], label)
 
 
-def _check_arrays(generator: Generator, image: torch.Tensor, grid: Grid, **labels: torch.Tensor | None) -> None:
-    config = generator.config
-    check_grid(Path("grid"), grid, config, kind="scan")
-    wanted = (len(config.channel_names), *grid.shape)
-    if tuple(image.shape) != wanted:
+def _check_shapes(grid: Grid, image: torch.Tensor, **labels: torch.Tensor | None) -> None:
+    if tuple(image.shape[1:]) != grid.shape:
         raise BadInputError(
-            f"image: expected shape {wanted} (the channels of the model '{config.name}', then the grid), got "
-            f"{tuple(image.shape)}."
+            f"image: expected the channels of the model, then the grid {grid.shape}, got shape {tuple(image.shape)}."
         )
     for name, label in labels.items():
         if label is not None and (tuple(label.shape) != grid.shape or label.is_floating_point()):
@@ -274,35 +250,9 @@ def _check_arrays(generator: Generator, image: torch.Tensor, grid: Grid, **label
             )
 
 
-def _check_region(region: torch.Tensor, grid: Grid, label: torch.Tensor | None, new_label: torch.Tensor | None) -> None:
-    if tuple(region.shape) != grid.shape or region.dtype != torch.bool:
-        raise BadInputError(
-            f"region: expected bool of the shape of the scan {grid.shape}, got {region.dtype} {tuple(region.shape)}."
-        )
-    if not region.any():
-        raise BadInputError("region: expected voxels that may change, got none. Mark some, or give another new_label.")
-    if label is not None and new_label is not None:
-        outside = int(((label.long() != new_label.long()) & ~region).sum())
-        if outside:
-            raise BadInputError(
-                f"new_label: expected the label outside of the region, where the scan stays, got {outside} other "
-                "voxels. Widen the region, or leave it out."
-            )
-
-
-def _changed(label: torch.Tensor | None, new_label: torch.Tensor | None, margin: int) -> torch.Tensor:
-    """Where two labels differ, and `margin` voxels around."""
-    if label is None or new_label is None:
-        raise BadInputError("region: expected one, or label and new_label, which differ in it, got neither. Give one.")
-    changed = (label.long() != new_label.long()).numpy()
-    if not changed.any():
-        raise BadInputError("new_label: expected a label that differs from label, got the same. Give a region.")
-    return torch.from_numpy(ndimage.distance_transform_edt(~changed) <= margin)
-
-
 def _steered(
     generator: Generator,
-    placement: Placement,
+    grid: Grid,
     label: torch.Tensor | None,
     *,
     text: str | None,
@@ -311,78 +261,15 @@ def _steered(
     seed: int,
 ) -> LabelledGrid:
     """What steers the edit, checked, on the model's grid."""
-    config = generator.config
     spec = SampleSpec("edit", 0, seed, "none" if label is None else "files", text=text, attributes=dict(facts))
     check_steering(generator, [spec])
-    facts = dict(facts)
-    if SPACING in config.attributes and SPACING not in facts and placement.source.known:
-        facts[SPACING] = json.dumps(list(placement.grid.spacing))
+    placement = place_on_model(grid, generator)
     index = None
     if label is not None:
         index = to_model(generator.label_to_index(label.contiguous()), placement, mode="nearest", padding="constant")
     if edge is not None:
         require_conditions(generator, {"edge": "edge"})
-        check_edges(edge, placement.source.shape)
+        check_edges(edge, grid.shape)
         edge = to_model(edge, placement, mode="linear", padding="constant").clamp_(0, 1)
+    facts = steering_facts(spec, placement, generator.config)
     return LabelledGrid(spec, placement, label, index, {}, edge=edge, facts=facts)
-
-
-@torch.inference_mode()
-@exact_fp32()
-def _run_networks(
-    generator: Generator,
-    item: LabelledGrid,
-    image: torch.Tensor,
-    region: torch.Tensor,
-    intensity: IntensityMap,
-    settings: SamplingSettings,
-    strength: float,
-    on_step: Callable[[int], object] | None,
-) -> tuple[np.ndarray, int]:
-    """The scan ``(C, *spatial)`` in source units with its region made anew, and the passes of the denoiser."""
-    config, device, placement = generator.config, generator.device, item.placement
-    layout = memory_format(config.spatial_dims) if settings.precision == "bf16" else torch.contiguous_format
-    generator.to(memory_format=layout)
-
-    uses = control_uses(generator, settings)
-
-    def denoiser(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        with autocast(device, settings.precision):
-            return generator.denoise(x, t, condition, controls=uses)
-
-    scan = to_model(intensity.forward(image.float()), placement, mode="linear", padding="reflect")
-    # As the scan, so that no mirrored copy of what goes stays known in the padding.
-    share = to_model(region.float(), placement, mode="linear", padding="reflect")
-    pool = F.max_pool3d if config.spatial_dims == 3 else F.max_pool2d
-    latent_region = pool((share > 0).float()[None, None], generator.compression) > 0
-    with autocast(device, settings.precision):
-        start = generator.encode(scan[None].to(device)).float()
-    guided = guide(generator, batch_condition(generator, [item]), settings, denoiser)
-    latents = sample(
-        guided,
-        seeded_noise(generator.latent_shape(placement.shape), [item.spec.seed]).to(device),
-        objective=config.objective,
-        sampler=settings.sampler,
-        spacing=settings.sampler_spacing,
-        num_inference_steps=settings.num_inference_steps,
-        temperature=1.0 if settings.temperature is None else settings.temperature,
-        start=start,
-        strength=strength,
-        region=latent_region.to(device),
-        callback=None if on_step is None else lambda step, _: on_step(step + 1),
-    )
-    with autocast(device, settings.precision):
-        decoded = generator.decode(latents, max_memory_gb=settings.max_memory_gb)[0].float().cpu()
-    return intensity.inverse(from_model(decoded, placement, mode="linear")).numpy(), guided.evaluations
-
-
-def _blend(image: torch.Tensor, made: np.ndarray, region: torch.Tensor, band: int) -> torch.Tensor:
-    """`made` inside, `image` beyond the band, and between them a mix by distance; of the type of `image`."""
-    before = image.numpy()
-    distance = ndimage.distance_transform_edt(~region.numpy())
-    weight = np.where(distance <= band, 1 - distance / (band + 1), 0)
-    mixed = before.astype(np.float64) * (1 - weight) + made * weight
-    if before.dtype.kind in "iu":
-        limits = np.iinfo(before.dtype)
-        mixed = np.clip(np.round(mixed), limits.min, limits.max)
-    return torch.from_numpy(np.where(weight > 0, mixed.astype(before.dtype), before))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
 
 from medgen.data.dataset import Rejection
 from medgen.data.export import file_ending, is_rgb, prepare_output, write_case
+from medgen.data.io import ImageDtype
 from medgen.generator import Generator
 from medgen.provenance import (
     MANIFEST,
@@ -97,16 +98,22 @@ def write_sample(
     Returns:
         Its record, made from what was written; not yet in the manifest.
     """
-    config = generator.config
+    config, scan = generator.config, item.spec.scan
+    # What is made from a scan keeps the type of its files.
+    dtype = config.image_dtype if scan is None else cast("ImageDtype", str(item.image.dtype).removeprefix("torch."))
+    flat = scan is None or not scan.files[0].path.name.lower().endswith((".nii", ".nii.gz"))
+    ending = file_ending(item.grid, dtype) if flat else ".nii.gz"
     paths = write_case(
         output,
         item.spec.case,
         item.image,
         item.label,
         item.grid,
-        image_dtype=config.image_dtype,
+        image_dtype=dtype,
         # Only a PNG holds three colors in one file.
-        rgb=is_rgb(config.channel_names) and file_ending(item.grid, config.image_dtype) == ".png",
+        rgb=is_rgb(config.channel_names) and ending == ".png",
+        ending=ending,
+        edited=scan is not None,
     )
     files = {path.relative_to(output).as_posix(): sha256_file(path) for path in paths.files}
     return SampleRecord(
@@ -133,7 +140,7 @@ def write_sample(
         shape=list(item.grid.shape),
         spacing=list(item.grid.spacing),
         model_shape=list(item.model_shape),
-        image_sha256=sha256_array(item.image.numpy().astype(np.dtype(config.image_dtype))),
+        image_sha256=sha256_array(item.image.numpy().astype(np.dtype(dtype))),
         label_sha256=None if item.label is None else sha256_array(item.label.numpy()),
         files=files,
         runtime=runtime,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from medgen.types import BadInputError, Grid
 # Between these factors labels are resampled to the model's voxel size; beyond them the structures that the model
 # learned to draw would be lost or invented.
 _SPACING_FACTOR = 2.0
-_SCAN_ENDINGS = (".nii.gz", ".nii", ".png", ".tif", ".tiff")
+SCAN_ENDINGS = (".nii.gz", ".nii", ".png", ".tif", ".tiff")
 _MAP_ENDINGS = (".nii.gz", ".nii", ".png")
 _CHANNEL = re.compile(r"_\d{4}$")
 _PNG_DEPTH = 24  # byte of the IHDR chunk
@@ -95,16 +95,8 @@ def find_edges(
     Raises:
         BadInputError: If the folder holds none, or one does not fit the model (or none does).
     """
-    kind, endings = ("edge maps", _MAP_ENDINGS) if ready else ("scans", _SCAN_ENDINGS)
-    if not folder.is_dir():
-        raise BadInputError(f"{folder}: expected a folder of {kind}, got none. Check the path.")
-    listed = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    paths = [path for path in listed if path.name.lower().endswith(endings)]
-    if not paths:
-        raise BadInputError(
-            f"{folder}: expected {kind} ({', '.join(endings)}), got none. Point at the folder that holds them."
-        )
-    cases = _by_case(paths, 0 if ready else len(config.channel_names))
+    kind, endings = ("edge maps", _MAP_ENDINGS) if ready else ("scans", SCAN_ENDINGS)
+    cases = list_cases(folder, kind, endings, channels=0 if ready else len(config.channel_names))
     accepted: dict[str, EdgeSource] = {}
     rejected: list[Rejection] = []
     for case, files in cases.items():
@@ -117,6 +109,32 @@ def find_edges(
     if not accepted:
         raise BadInputError(f"{folder}: expected {kind} that fit the model, got none. First: {rejected[0].reason}")
     return accepted, rejected
+
+
+def list_cases(folder: Path, kind: str, endings: tuple[str, ...], *, channels: int) -> dict[str, list[Path]]:
+    """List the files of a folder by case.
+
+    Args:
+        folder: The folder.
+        kind: What it holds, for the message.
+        endings: Of the files that count.
+        channels: Of the model; 0 where a case is one file.
+
+    Returns:
+        Files by case; ``CASE_0000`` is a channel where each case has the first one, or as many as the model has.
+
+    Raises:
+        BadInputError: If the folder holds none, or two for one case.
+    """
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: expected a folder of {kind}, got none. Check the path.")
+    listed = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = [path for path in listed if path.name.lower().endswith(endings)]
+    if not paths:
+        raise BadInputError(
+            f"{folder}: expected {kind} ({', '.join(endings)}), got none. Point at the folder that holds them."
+        )
+    return _by_case(paths, channels)
 
 
 def check_edge(paths: Sequence[Path], config: GeneratorConfig, *, ready: bool, names: Sequence[str] = ()) -> EdgeSource:
@@ -177,57 +195,17 @@ def place_edges(source: EdgeSource, placement: Placement, config: GeneratorConfi
     return extract_edges(scan, config.edge, valid=valid_mask(placement), spacing=spacing)
 
 
-def pair_edges(
-    labels: Sequence[SourceFile], edges: Mapping[str, EdgeSource], *, skip_bad: bool = False
-) -> tuple[list[SourceFile], list[EdgeSource], list[Rejection]]:
-    """Find the edges of each label map, by the name of the file.
+def require_same_grid(path: Path, other: Path) -> None:
+    """Refuse a file whose voxels do not lie where those of another do.
 
     Args:
-        labels: Label maps.
-        edges: Sources of edges by the name of their case.
-        skip_bad: Leave out label maps without edges that fit instead of stopping at the first.
-
-    Returns:
-        Label maps, the edges of each, and what was left out with the reason.
-
-    Raises:
-        BadInputError: If a label map has no edges, or on another grid (with ``skip_bad``, if all are so).
-    """
-    pairs: list[tuple[SourceFile, EdgeSource]] = []
-    rejected: list[Rejection] = []
-    folder = next(iter(edges.values())).files[0].path.parent
-    for label in labels:
-        case = stem(label.path.name)
-        try:
-            if case not in edges:
-                raise BadInputError(
-                    f"{label.path}: expected edges of the same name ({folder / case}.*), got none. Add the file, or "
-                    "take the label map away."
-                )
-            require_same_grid(edges[case], label)
-        except BadInputError as error:
-            if not skip_bad:
-                raise
-            rejected.append(Rejection(case, hide_folder(hide_folder(str(error), label.path.parent), folder)))
-            continue
-        pairs.append((label, edges[case]))
-    if not pairs:
-        raise BadInputError(f"expected label maps with edges of the same name, got none. First: {rejected[0].reason}")
-    return [label for label, _ in pairs], [edge for _, edge in pairs], rejected
-
-
-def require_same_grid(edge: EdgeSource, label: SourceFile) -> None:
-    """Refuse edges that do not lie where their label map does.
-
-    Args:
-        edge: Source of edges.
-        label: Label map.
+        path: The file.
+        other: The file that it belongs to.
 
     Raises:
         BadInputError: If shape or affine differ.
     """
-    path = edge.files[0].path
-    check_same_grid(path, read_grid(path), label.path, read_grid(label.path))
+    check_same_grid(path, read_grid(path), other, read_grid(other))
 
 
 def check_grid(path: Path, grid: Grid, config: GeneratorConfig, *, kind: str = "label map") -> None:
@@ -268,7 +246,6 @@ def check_grid(path: Path, grid: Grid, config: GeneratorConfig, *, kind: str = "
 
 
 def _by_case(paths: Sequence[Path], channels: int) -> dict[str, list[Path]]:
-    """Files by case; ``CASE_0000`` is a channel where each case has the first one, or as many as the model has."""
     cases: dict[str, list[Path]] = {}
     for path in paths:
         cases.setdefault(_CHANNEL.sub("", stem(path.name)), []).append(path)
@@ -286,14 +263,27 @@ def _by_case(paths: Sequence[Path], channels: int) -> dict[str, list[Path]]:
     return cases
 
 
+def read_scan(paths: Sequence[Path]) -> tuple[torch.Tensor, Grid]:
+    """Read a scan of one file or several.
+
+    Args:
+        paths: One file for all channels, or one per channel.
+
+    Returns:
+        ``(C, H, W[, D])`` float32 in source units, and its grid.
+    """
+    parts = [read_image(path) for path in paths]
+    grid = parts[0][1]
+    for path, (_, other) in zip(paths[1:], parts[1:], strict=True):
+        check_same_grid(path, other, paths[0], grid)
+    return torch.cat([part for part, _ in parts]), grid
+
+
 def _read(paths: Sequence[Path], *, ready: bool) -> tuple[torch.Tensor, Grid]:
     """A scan ``(C, *shape)`` in source units, or edge strength ``(1, *shape)`` in [0, 1]; and the grid."""
-    parts = [read_image(path) for path in paths]
-    image, grid = parts[0]
     if not ready:
-        for path, (_, other) in zip(paths[1:], parts[1:], strict=True):
-            check_same_grid(path, other, paths[0], grid)
-        return torch.cat([part for part, _ in parts]), grid
+        return read_scan(paths)
+    image, grid = read_image(paths[0])
     if paths[0].name.lower().endswith(".png"):
         image = image / (2 ** paths[0].read_bytes()[_PNG_DEPTH] - 1)
     try:

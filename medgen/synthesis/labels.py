@@ -1,4 +1,4 @@
-"""What is fixed of a sample before its image is drawn: grid, edges, facts, and its label map.
+"""What is fixed of a sample before its image is drawn: grid, edges, facts, its label map, and what it is made from.
 
 The label map is taken from a file, deformed from a file, drawn by the label generator, or absent.
 """
@@ -25,8 +25,10 @@ from medgen.diffusion.objective import Objective
 from medgen.diffusion.sampler import sample, sampler_names
 from medgen.generator import Generator, GeneratorConfig
 from medgen.seeding import derive_seed, seeded_noise, stream
+from medgen.synthesis.inpainting import Inpainting
 from medgen.synthesis.inputs import place_edges
-from medgen.synthesis.plan import SampleSpec, SamplingSettings
+from medgen.synthesis.plan import SampleSpec, SamplingSettings, check_label_source
+from medgen.synthesis.sources import read_source
 from medgen.types import BadInputError, Grid
 
 MAX_ATTEMPTS = 20
@@ -46,6 +48,7 @@ class LabelledGrid:
         record: For the manifest: how the label arose.
         edge: ``(1, H, W[, D])`` strength in [0, 1] on the model's grid; None where no edges steer it.
         facts: Value of each attribute that steers it.
+        scan: What it is made from; None makes it from noise.
     """
 
     spec: SampleSpec
@@ -55,17 +58,22 @@ class LabelledGrid:
     record: dict[str, Any]
     edge: torch.Tensor | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    scan: Inpainting | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What steers it besides its label map, as JSON values."""
-        return {**self.spec.conditions, **({"attributes": dict(self.facts)} if self.facts else {})}
+        """What steers it besides its label map, and what it is made from, as JSON values."""
+        found = {**self.spec.conditions, **({"attributes": dict(self.facts)} if self.facts else {})}
+        if self.scan is not None and "source" in found:
+            found["source"] |= {"voxels": int(self.scan.region.sum()), "band": self.scan.band}
+        return found
 
 
 def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
-    """Fix a sample's grid, its edges, and its label where that comes from a file.
+    """Fix a sample's grid, its edges, what it is made from, and its label where that comes from a file.
 
-    The grid is that of the label map, else that of the edges, else a field of view of the training set.
+    The grid is that of the source scan, else of the label map, else of the edges, else a field of view of the training
+    set.
 
     A deformed label keeps the number of parts and holes of each class, unless the map or the model's training maps (95
     of 100 of them) have more than 8 parts: a crowd of cells that touch and part by chance.
@@ -81,18 +89,35 @@ def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
         BadInputError: If the file cannot be used or no deformation keeps its topology.
     """
     config = generator.config
+    if spec.scan is not None:
+        check_label_source(spec.source)
     item = _label(spec, generator)
-    facts = dict(spec.attributes)
-    if SPACING in config.attributes and SPACING not in facts and item.placement.source.known:
-        facts[SPACING] = json.dumps(list(item.placement.grid.spacing))
     edge = None if spec.edge is None else place_edges(spec.edge, item.placement, config)
-    return replace(item, edge=edge, facts=facts)
+    scan = None if spec.scan is None else read_source(spec.scan, spec.file, config)
+    return replace(item, edge=edge, facts=steering_facts(spec, item.placement, config), scan=scan)
+
+
+def steering_facts(spec: SampleSpec, placement: Placement, config: GeneratorConfig) -> dict[str, str]:
+    """Value of each attribute that steers a sample.
+
+    Args:
+        spec: What was planned.
+        placement: How its grid lies on the model's.
+        config: Of the model.
+
+    Returns:
+        The values by name; a voxel size that is not given is that of the model grid.
+    """
+    facts = dict(spec.attributes)
+    if SPACING in config.attributes and SPACING not in facts and placement.source.known:
+        facts[SPACING] = json.dumps(list(placement.grid.spacing))
+    return facts
 
 
 def _label(spec: SampleSpec, generator: Generator) -> LabelledGrid:
     config = generator.config
     if spec.file is None:
-        return LabelledGrid(spec, _place(_grid(spec, config), generator), None, None, {"source": spec.source})
+        return LabelledGrid(spec, place_on_model(_grid(spec, config), generator), None, None, {"source": spec.source})
     source = load_label(spec.file.path, config.class_names)
     label = source.label
     if label is None:
@@ -110,7 +135,7 @@ def _label(spec: SampleSpec, generator: Generator) -> LabelledGrid:
         except BadInputError as error:
             raise BadInputError(f"{spec.file.path}: {error}") from error
         record |= {"deformation": asdict(deformation), "keep_components": not crowd}
-    placement = _place(source.grid, generator)
+    placement = place_on_model(source.grid if spec.scan is None else _grid(spec, config), generator)
     index = to_model(generator.label_to_index(label), placement, mode="nearest", padding="constant")
     return LabelledGrid(spec, placement, label.to(torch.int16), index, record)
 
@@ -237,7 +262,16 @@ def _bind_valid(
     return denoise(x, t, valid)
 
 
-def _place(grid: Grid, generator: Generator) -> Placement:
+def place_on_model(grid: Grid, generator: Generator) -> Placement:
+    """Plan how a scan comes onto the grid of a model.
+
+    Args:
+        grid: Of the scan.
+        generator: The model.
+
+    Returns:
+        The placement.
+    """
     config = generator.config
     return place(
         grid,
@@ -250,6 +284,8 @@ def _place(grid: Grid, generator: Generator) -> Placement:
 
 def _grid(spec: SampleSpec, config: GeneratorConfig) -> Grid:
     """Where the voxels of a sample lie."""
+    if spec.scan is not None:
+        return read_grid(spec.scan.files[0].path)
     if spec.file is not None:
         return read_grid(spec.file.path)
     return _draw_grid(spec, config) if spec.edge is None else read_grid(spec.edge.files[0].path)

@@ -7,20 +7,31 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from medgen.data.dataset import Rejection, load_case, read_dataset
-from medgen.data.export import file_ending, write_dataset_json, write_metadata
+from medgen.data.export import write_dataset_json, write_metadata
 from medgen.generator import Generator
 from medgen.pictures import contact_sheet
 from medgen.provenance import MANIFEST, SampleRecord, explain_full_disk, write_text
 from medgen.synthesis.steering import describe_scales
-from medgen.types import Grid
 
 REJECTED = "rejected.jsonl"
 CONTACT_SHEET = "contact_sheet.png"
 _MOST_SHOWN = 12
+_NOTICES = {
+    False: (
+        "**Every image here is synthetic.** It was drawn by a generative model and shows no patient. Do not diagnose,",
+        "treat, or draw conclusions on a population from it. The license of the model and of its training data",
+        "applies; see the model's card.",
+    ),
+    True: (
+        "**Every image here is synthetic, and made from a source scan where one was given.** Parts of that scan may be",
+        "in it as they were: protect these images as you protect the scans. The rest was drawn by a generative model",
+        "and shows no patient. Do not diagnose, treat, or draw conclusions on a population from them. The licenses of",
+        "the source scans, of the model and of its training data apply; see the model's card.",
+    ),
+}
 _LAYOUTS = {True: "The layout is nnU-Net v2 raw.", False: "`metadata.csv` lists the scans."}
 
 
@@ -43,8 +54,8 @@ def append_rejection(output: Path, rejection: Rejection) -> None:
 def close_folder(output: Path, generator: Generator, records: Sequence[SampleRecord], replay: str | None) -> None:
     """Write the description of the data set, the contact sheet and the card, from what lies in the folder.
 
-    ``dataset.json`` where all scans have a label, as nnU-Net wants it; a table where one has none, or where texts or
-    attributes steered them.
+    ``dataset.json`` where all scans have a label and one type of file, as nnU-Net wants it; a table where not, or where
+    texts or attributes steered them.
 
     Args:
         output: Folder of the run; all its scans are written.
@@ -53,20 +64,21 @@ def close_folder(output: Path, generator: Generator, records: Sequence[SampleRec
         replay: How a replay compares with its original, or None.
     """
     config = generator.config
-    labelled = all(record.label_sha256 for record in records)
-    if labelled:
+    ending = _nnunet_ending(records)
+    if ending:
         write_dataset_json(
             output,
             class_names=config.class_names,
             channel_names=config.channel_names,
             num_training=len(records),
-            ending=file_ending(Grid(tuple(records[0].shape), np.eye(4)), config.image_dtype),
+            ending=ending,
             name=f"synthetic_{config.name}",
+            edited=any("source" in record.conditions for record in records),
             details={"model": records[0].model, "model_hash": records[0].model_hash, "manifest": MANIFEST},
         )
     rows = [_row(record, config.modality) for record in records]
-    if not labelled or any({"text", *config.attributes} & set(row) for row in rows):
-        write_metadata(output, rows, class_names=None if labelled else config.class_names)
+    if not ending or any({"text", *config.attributes} & set(row) for row in rows):
+        write_metadata(output, rows, class_names=None if ending else config.class_names)
     if not any((output / "labelsTr").iterdir()):
         (output / "labelsTr").rmdir()
     dataset = read_dataset(output)
@@ -81,6 +93,13 @@ def close_folder(output: Path, generator: Generator, records: Sequence[SampleRec
     )
     rejections = _read_rejections(output)
     write_text(output / "README.md", _card(generator, records, rejections, replay))
+
+
+def _nnunet_ending(records: Sequence[SampleRecord]) -> str:
+    """File type where nnU-Net can read the scans: each has a label, and all are of one type."""
+    endings = {"".join(Path(name).suffixes[-2:]) for record in records for name in record.files}
+    whole = all(record.label_sha256 for record in records) and len(endings) == 1
+    return endings.pop() if whole else ""
 
 
 def _row(record: SampleRecord, modality: str | None) -> dict[str, str]:
@@ -105,7 +124,7 @@ def _read_rejections(output: Path) -> list[dict[str, str]]:
 
 def _steered_by(record: SampleRecord) -> list[str]:
     """Names of what steered a scan, as people say them."""
-    plural = {"edge": "edges", "edge_map": "edge maps"}
+    plural = {"edge": "edges", "edge_map": "edge maps", "source": "source scan"}
     names = [] if record.label["source"] == "none" else ["label map"]
     names += [plural.get(name, name) for name in record.conditions if name != "attributes"]
     return [*names, *record.conditions.get("attributes", {})]
@@ -123,9 +142,15 @@ def _card(
         "none": "without",
     }
     steered = Counter(name for record in records for name in _steered_by(record))
-    given = {"--labels": {"files", "deform"} & set(sources), "--edges": steered["edges"]}
-    given |= {"--edge_maps": steered["edge maps"]}
+    given: dict[str, Any] = {"--labels": {"files", "deform"} & set(sources), "--edges": steered["edges"]}
+    edited = [record.conditions["source"] for record in records if "source" in record.conditions]
+    given |= {"--edge_maps": steered["edge maps"], "--sources": edited}
+    given |= {"--regions": any("region" in each for each in edited)}
+    given |= {"--source_labels": any("label" in each for each in edited)}
     folders = [f"`{name} FOLDER`" for name, used in given.items() if used]
+    scale = "in the units and the type of the source scans" if edited else ""
+    if len(edited) < len(records):
+        scale = f"`{config.image_dtype}`, on the scale typical of the training set" + (f"; {scale}" if scale else "")
     evaluations = sorted({record.network_evaluations for record in records if record.network_evaluations is not None})
     shapes = Counter(" x ".join(map(str, record.shape)) for record in records).most_common(3)
     classes = ", ".join(f"{value} {name}" for value, name in sorted(config.class_names.items()))
@@ -135,9 +160,7 @@ def _card(
         "---",
         f"# {len(records)} synthetic scans from {config.name}",
         "",
-        "**Every image here is synthetic.** It was drawn by a generative model and shows no patient. Do not diagnose,",
-        "treat, or draw conclusions on a population from it. The license of the model and of its training data",
-        "applies; see the model's card.",
+        *_NOTICES[bool(edited)],
         "",
         f"![Contact sheet]({CONTACT_SHEET})",
         "",
@@ -150,13 +173,13 @@ def _card(
         f"| Labels | {', '.join(f'{count} {words[name]}' for name, count in sorted(sources.items()))} |",
         f"| Steered by | {', '.join(f'{name} ({count})' for name, count in steered.items()) or 'nothing'} |",
         f"| Voxels | {', '.join(f'{shape} ({count})' for shape, count in shapes)} |",
-        f"| Intensities | `{config.image_dtype}`, on the scale typical of the training set |",
+        f"| Intensities | {scale} |",
         f"| Sampler | {first.sampler}, spacing {first.sampler_spacing}, {first.num_inference_steps} steps, "
         f"guidance {describe_scales(first.guidance_scale)}, temperature {first.temperature:g}, {first.precision}, "
         f"{' or '.join(map(str, evaluations))} network evaluations a scan |",
         f"| Made with | {', '.join(f'{name} {version}' for name, version in first.runtime['versions'].items())} |",
         "",
-        f"{_LAYOUTS[all(record.label_sha256 for record in records)]} `{MANIFEST}` holds one line per scan: seed, label "
+        f"{_LAYOUTS[bool(_nnunet_ending(records))]} `{MANIFEST}` holds one line per scan: seed, label "
         "source, conditions, settings, hashes.",
         f"`medgen synthesize --replay {MANIFEST} --output FOLDER` makes the same voxels again on the same processor;",
         f"add {' and '.join(['`--model` with its folder or Hub id if it is not embedded', *folders])}.",

@@ -32,6 +32,11 @@ class SourceFile:
         """How a manifest calls it."""
         return self.name or self.path.name
 
+    @property
+    def named(self) -> dict[str, str]:
+        """The same with its digest, as JSON values."""
+        return {"file": self.shown, "sha256": self.sha256}
+
 
 LabelFile = SourceFile
 
@@ -50,6 +55,25 @@ class EdgeSource:
 
 
 @dataclass(frozen=True)
+class ScanSource:
+    """A scan that a sample is made from.
+
+    Where no region is given, it is where the label map before differs from that of the sample, or else the whole scan.
+
+    Attributes:
+        files: The scan, one file per channel or one for all.
+        strength: Share in (0, 1] of the noise process that is run.
+        region: Map that is not 0 where the scan may change.
+        label: Label map of the scan as it is.
+    """
+
+    files: tuple[SourceFile, ...]
+    strength: float
+    region: SourceFile | None = None
+    label: SourceFile | None = None
+
+
+@dataclass(frozen=True)
 class SampleSpec:
     """One sample to make, complete: it does not depend on the rest of the run.
 
@@ -60,6 +84,7 @@ class SampleSpec:
         source: Where its label comes from; ``none`` makes a scan without a label map.
         file: Label map that is taken or deformed; None for ``generate`` and ``none``.
         edge: What its edges are taken from; None where no edges steer it.
+        scan: What it is made from; None makes it from noise.
         text: What it should show, in words; None where no text steers it.
         attributes: Facts that it should have, by name. A voxel size that is not among them is that of its grid.
     """
@@ -70,22 +95,31 @@ class SampleSpec:
     source: LabelSource
     file: SourceFile | None = None
     edge: EdgeSource | None = None
+    scan: ScanSource | None = None
     text: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Files that it is made from."""
-        files = (*(() if self.file is None else (self.file,)), *(() if self.edge is None else self.edge.files))
-        return tuple(file.path for file in files)
+        files = [self.file, *(() if self.edge is None else self.edge.files)]
+        if self.scan is not None:
+            files += [*self.scan.files, self.scan.region, self.scan.label]
+        return tuple(file.path for file in files if file is not None)
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What steers it besides its label map, as JSON values; what is absent is left out."""
+        """What steers it besides its label map, and what it is made from, as JSON values without what is absent."""
         found: dict[str, Any] = {} if self.text is None else {"text": self.text}
         if self.edge is not None:
-            files = [{"file": file.shown, "sha256": file.sha256} for file in self.edge.files]
-            found["edge_map" if self.edge.ready else "edge"] = files
+            found["edge_map" if self.edge.ready else "edge"] = [file.named for file in self.edge.files]
+        if self.scan is not None:
+            maps = {"region": self.scan.region, "label": self.scan.label}
+            found["source"] = {
+                "files": [file.named for file in self.scan.files],
+                "strength": self.scan.strength,
+                **{name: file.named for name, file in maps.items() if file is not None},
+            }
         return found | ({"attributes": dict(self.attributes)} if self.attributes else {})
 
 
@@ -126,10 +160,11 @@ def plan_samples(
     source: LabelSource = "generate",
     files: Sequence[SourceFile] = (),
     edges: Sequence[EdgeSource] = (),
+    scans: Sequence[ScanSource] = (),
     prompts: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
 ) -> list[SampleSpec]:
-    """List the samples of a run; label maps, edges and prompts are taken in turn, each time with a new seed.
+    """List the samples of a run; what they are made from and steered by is taken in turn, each time with a new seed.
 
     Args:
         num_samples: How many.
@@ -137,6 +172,7 @@ def plan_samples(
         source: Where the labels come from.
         files: Label maps for ``files`` and ``deform``.
         edges: Sources of edges; beside label maps one for each of them.
+        scans: Scans that the samples are made from; beside label maps or edges one for each of them.
         prompts: Texts.
         attributes: Facts of every sample, by name.
 
@@ -144,7 +180,7 @@ def plan_samples(
         The plan. A longer one begins with the same samples.
 
     Raises:
-        BadInputError: If there is nothing to do, or source, files and edges do not go together.
+        BadInputError: If there is nothing to do, or source, files, edges and scans do not go together.
     """
     if (source in ("generate", "none")) == bool(files):
         needs = "no label files" if source in ("generate", "none") else "label files"
@@ -154,6 +190,12 @@ def plan_samples(
         )
     if files and edges and len(files) != len(edges):
         raise BadInputError(f"edges: expected one for each of the {len(files)} label maps, got {len(edges)}.")
+    if scans:
+        check_label_source(source)
+        if any(others and len(others) != len(scans) for others in (files, edges)):
+            raise BadInputError(
+                f"scans: expected one for each of the {len(files or edges)} label maps or edges, got {len(scans)}."
+            )
     if source == "deform" and edges:
         raise BadInputError(
             "label_source 'deform': expected no edges, got some, which would contradict the deformed label maps. Leave "
@@ -165,6 +207,7 @@ def plan_samples(
                 "source": source,
                 "file": files[index % len(files)] if files else None,
                 "edge": edges[index % len(edges)] if edges else None,
+                "scan": scans[index % len(scans)] if scans else None,
                 "text": prompts[index % len(prompts)] if prompts else None,
                 "attributes": dict(attributes or {}),
             }
@@ -195,3 +238,19 @@ def plan_rows(rows: Sequence[Mapping[str, Any]], num_samples: int, *, seed: int 
         SampleSpec(case=f"synthetic_{index:05d}", index=index, seed=derive_seed(seed, index), **rows[index % len(rows)])
         for index in range(num_samples)
     ]
+
+
+def check_label_source(source: LabelSource | None) -> None:
+    """Refuse a label map that is made up beside a scan that a sample is made from.
+
+    Args:
+        source: Where the label maps come from; None is as they are, where some are given.
+
+    Raises:
+        BadInputError: If they are deformed or generated.
+    """
+    if source in ("deform", "generate"):
+        raise BadInputError(
+            f"label_source '{source}': expected 'files' or 'none' beside source scans, which a label map made up would "
+            "contradict. Give the label maps that the results are to have with --labels FOLDER, or none."
+        )

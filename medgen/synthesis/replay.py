@@ -13,11 +13,20 @@ import torch
 
 from medgen.generator import Generator
 from medgen.provenance import SampleRecord, read_manifest, sha256_file
-from medgen.synthesis.plan import EdgeSource, SampleSpec, SamplingSettings, SourceFile
+from medgen.synthesis.plan import EdgeSource, SampleSpec, SamplingSettings, ScanSource, SourceFile
 from medgen.types import BadInputError
 
+# Folders that a run reads from, by argument, and what lies in them.
+_KINDS = {
+    "labels": "label map",
+    "edges": "scan",
+    "edge_maps": "edge map",
+    "sources": "source scan",
+    "source_labels": "label map",
+    "regions": "region",
+}
 # What a replay may be told besides the manifest; all else is fixed by it.
-_FREE = {"output", "model", "labels", "edges", "edge_maps", "device", "skip_bad", "overwrite", "replay"}
+_FREE = {*_KINDS, "output", "model", "edge_control", "device", "skip_bad", "overwrite", "replay"}
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,13 @@ class Replay:
         """Kind of device that it ran on."""
         return "cpu" if self.runtime["device"] == "cpu" else "cuda"
 
-    def load_model(self, name: str | None, device: torch.device) -> Generator:
+    def load_model(self, name: str | None, device: torch.device, *, edge_control: str | None = None) -> Generator:
         """Load the model of the earlier run.
 
         Args:
             name: Its folder or name; None takes the name in the manifest.
             device: Where it goes.
+            edge_control: ControlNet that steered it by edges, if one did.
 
         Returns:
             The model.
@@ -109,7 +119,9 @@ class Replay:
                 f"got none. Give --model {self.model}, or the folder of the model with --model."
             )
         try:
-            generator = Generator.from_pretrained(self.model if name is None else name, device=device)
+            generator = Generator.from_pretrained(
+                self.model if name is None else name, device=device, edge_control=edge_control
+            )
         except BadInputError as error:
             if name is not None:
                 raise
@@ -121,7 +133,8 @@ class Replay:
         if generator.weights_hash != expected:
             raise BadInputError(
                 f"{self.manifest}: expected the model with SHA-256 {expected[:12]}…, got '{generator.config.name}' "
-                f"with {generator.weights_hash[:12]}…. Name the model that made the manifest with --model."
+                f"with {generator.weights_hash[:12]}…. Name the model that made the manifest with --model, and its "
+                "ControlNet, if it had one, with --edge_control."
             )
         return generator
 
@@ -152,16 +165,13 @@ class Replay:
         )
 
 
-def read_replay(
-    manifest: Path, *, labels: Path | None = None, edges: Path | None = None, edge_maps: Path | None = None
-) -> Replay:
+def read_replay(manifest: Path, folders: Mapping[str, Path | None]) -> Replay:
     """Rebuild the batches of a run from its manifest, or from any part of it.
 
     Args:
         manifest: The manifest.
-        labels: Folder of the label maps; None where the run used none.
-        edges: Folder of the scans whose edges it used, likewise.
-        edge_maps: Folder of its edge maps, likewise.
+        folders: Folders that the run read from, by the argument of :func:`medgen.synthesis.synthesize`; those that it
+            did not use may be missing.
 
     Returns:
         The run.
@@ -178,7 +188,7 @@ def read_replay(
             f"{manifest}: expected samples of one model, got {len(models)} different values of model_hash. Replay the "
             "parts one by one."
         )
-    find = cache(partial(_find_file, manifest, {"labels": labels, "edges": edges, "edge_maps": edge_maps}))
+    find = cache(partial(_find_file, manifest, folders))
     batches: dict[tuple[tuple[SampleSpec, ...], SamplingSettings, int], set[str]] = {}
     for record in records:
         values = {item.name: getattr(record, item.name) for item in fields(SamplingSettings)}
@@ -204,6 +214,15 @@ def _read_spec(
         if key in steered:
             files = tuple(find(argument, file["file"], file["sha256"]) for file in steered[key])
             edge = EdgeSource(files, ready=key == "edge_map")
+    scan = None
+    if (made_from := steered.get("source")) is not None:
+        maps = {
+            name: find(argument, made_from[name]["file"], made_from[name]["sha256"])
+            for name, argument in (("region", "regions"), ("label", "source_labels"))
+            if name in made_from
+        }
+        files = tuple(find("sources", file["file"], file["sha256"]) for file in made_from["files"])
+        scan = ScanSource(files, made_from["strength"], **maps)
     return SampleSpec(
         case=member["case"],
         index=member["index"],
@@ -211,17 +230,15 @@ def _read_spec(
         source=record.label["source"],
         file=find("labels", member["file"], member["sha256"]) if member["file"] else None,
         edge=edge,
+        scan=scan,
         text=steered.get("text"),
         attributes=steered.get("attributes", {}),
     )
 
 
-_KINDS = {"labels": "label map", "edges": "scan", "edge_maps": "edge map"}
-
-
 def _find_file(manifest: Path, folders: Mapping[str, Path | None], argument: str, name: str, sha256: str) -> SourceFile:
     """A file that a manifest names, by its place in the folder that is given or by its name alone."""
-    folder, kind = folders[argument], _KINDS[argument]
+    folder, kind = folders.get(argument), _KINDS[argument]
     if folder is None:
         raise BadInputError(
             f"{manifest}: expected the folder of its {kind}s ({name}, ...), got none. Give it with --{argument} FOLDER."

@@ -12,16 +12,18 @@ from typing import Any
 
 from medgen.conditions.text import read_prompts
 from medgen.data.case import TRAIN_SPLITS
-from medgen.data.dataset import Rejection, label_splits
-from medgen.generator import Generator
-from medgen.synthesis.inputs import find_edges, find_labels, pair_edges
-from medgen.synthesis.plan import EdgeSource, LabelSource, SampleSpec, SourceFile, plan_rows, plan_samples
+from medgen.data.dataset import Rejection, label_splits, stem
+from medgen.generator import Generator, GeneratorConfig
+from medgen.synthesis.inputs import find_edges, find_labels
+from medgen.synthesis.plan import LabelSource, SampleSpec, SourceFile, check_label_source, plan_rows, plan_samples
+from medgen.synthesis.sources import Inputs, find_maps, find_scans, pair_inputs, resolve_strength
 from medgen.synthesis.steering import check_steering, require_conditions
 from medgen.synthesis.table import read_conditions
 from medgen.types import BadInputError
 
 AttributeValue = str | bool | int | float | list[float]
 _DEFAULT_COUNT = 8
+_IN_TABLE = ("labels", "prompts", "edges", "edge_maps", "sources", "source_labels", "regions")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Request:
         prompts: As there.
         edges: As there.
         edge_maps: As there.
+        sources: As there.
+        source_labels: As there.
+        regions: As there.
+        strength: As there.
         attributes: As there.
         conditions: As there.
         num_samples: As there.
@@ -47,6 +53,10 @@ class Request:
     prompts: str | None
     edges: Path | None
     edge_maps: Path | None
+    sources: Path | None
+    source_labels: Path | None
+    regions: Path | None
+    strength: float | None
     attributes: Mapping[str, AttributeValue] | None
     conditions: Path | None
     num_samples: int | None
@@ -55,13 +65,16 @@ class Request:
     skip_bad: bool
 
     @property
-    def sources(self) -> dict[str, Path | None]:
+    def inputs(self) -> dict[str, Path | None]:
         """Files and folders that it names."""
         prompts = Path(self.prompts) if self.prompts and self.prompts.lower().endswith((".txt", ".csv")) else None
         return {
             "labels": self.labels,
             "edges": self.edges,
             "edge_maps": self.edge_maps,
+            "sources": self.sources,
+            "source_labels": self.source_labels,
+            "regions": self.regions,
             "conditions": self.conditions,
             "prompts": prompts,
         }
@@ -69,9 +82,10 @@ class Request:
     @property
     def arguments(self) -> dict[str, Any]:
         """What says it again; of files and folders the names."""
-        names = {name: Path(path).resolve().name for name, path in self.sources.items() if path is not None}
-        given = {"prompts": self.prompts, "attributes": dict(self.attributes) if self.attributes else None, **names}
-        keys = ("labels", "prompts", "edges", "edge_maps", "attributes", "conditions")
+        names = {name: Path(path).resolve().name for name, path in self.inputs.items() if path is not None}
+        given: dict[str, Any] = {"prompts": self.prompts, "strength": self.strength, **names}
+        given["attributes"] = dict(self.attributes) if self.attributes else None
+        keys = (*_IN_TABLE, "strength", "attributes", "conditions")
         return {
             **{key: given.get(key) for key in keys},
             "truncate_prompts": self.truncate_prompts,
@@ -117,21 +131,28 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     if request.conditions is not None:
         _refuse_beside_table(request)
         rows, rejected = read_conditions(
-            Path(request.conditions), generator, source=source, attributes=attributes, skip_bad=request.skip_bad
+            Path(request.conditions),
+            generator,
+            source=source,
+            strength=request.strength,
+            attributes=attributes,
+            skip_bad=request.skip_bad,
         )
         count = len(rows) if request.num_samples is None else request.num_samples
         specs = plan_rows(rows, count, seed=request.seed)
     else:
-        files, edges, rejected = _find(request, generator)
+        rows, rejected = _find(request, generator)
+        files, edges, scans = ([row[name] for row in rows if row[name]] for name in ("file", "edge", "scan"))
         prompts = [] if request.prompts is None else read_prompts(request.prompts)
-        source = source or _default_source(files, edges, generator)
-        largest = max(len(files), len(edges), len(prompts))
+        source = source or _default_source(rows, generator)
+        largest = max(len(rows), len(prompts))
         specs = plan_samples(
             (largest or _DEFAULT_COUNT) if request.num_samples is None else request.num_samples,
             seed=request.seed,
             source=source,
             files=files,
             edges=edges,
+            scans=scans,
             prompts=prompts,
             attributes=attributes,
         )
@@ -152,39 +173,60 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     return Planned(specs, source, rejected, "\n".join(splits), digests)
 
 
-def _find(request: Request, generator: Generator) -> tuple[list[SourceFile], list[EdgeSource], list[Rejection]]:
-    """Label maps and edges of the folders, one of the other where both are given."""
+def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """Label maps, edges and scans of the folders, matched where several are given."""
     if request.edges is not None and request.edge_maps is not None:
         raise BadInputError("edges: expected scans (--edges) or edge maps (--edge_maps), got both. Leave one out.")
     given = {"labels": "mask", "prompts": "text", "edges": "edge", "edge_maps": "edge"}
     require_conditions(generator, {name: key for key, name in given.items() if getattr(request, key) is not None})
-    skip_bad = request.skip_bad
-    files: list[SourceFile] = []
+    config, skip_bad = generator.config, request.skip_bad
+    found: dict[str, Any] = _find_sources(request, config)
     rejected: list[Rejection] = []
     if request.labels is not None:
-        files, rejected = find_labels(Path(request.labels), generator.config, skip_bad=skip_bad)
+        files, rejected = find_labels(Path(request.labels), config, skip_bad=skip_bad)
+        found["labels"] = {stem(file.path.name): file for file in files}
     folder = request.edges or request.edge_maps
-    if folder is None:
-        return files, [], rejected
-    ready = request.edges is None
-    found, bad = find_edges(Path(folder), generator.config, ready=ready, skip_bad=skip_bad)
-    edges = list(found.values())
-    rejected += bad
-    if files:
-        files, edges, bad = pair_edges(files, found, skip_bad=skip_bad)
+    if folder is not None:
+        ready = request.edges is None
+        found["edges"], bad = find_edges(Path(folder), config, ready=ready, skip_bad=skip_bad)
         rejected += bad
-    return files, edges, rejected
+    rows, bad = pair_inputs(Inputs(**found), config, skip_bad=skip_bad)
+    return rows, rejected + bad
 
 
-def _default_source(files: Sequence[SourceFile], edges: Sequence[EdgeSource], generator: Generator) -> LabelSource:
-    if files:
+def _find_sources(request: Request, config: GeneratorConfig) -> dict[str, Any]:
+    """Scans that the samples are made from, with their regions and labels."""
+    beside = [name for name in ("source_labels", "regions", "strength") if getattr(request, name) is not None]
+    if request.sources is None:
+        if beside:
+            raise BadInputError(
+                f"{', '.join(beside)}: expected source scans beside, got none. Give them with --sources FOLDER."
+            )
+        return {}
+    check_label_source(request.label_source)
+    if request.source_labels is not None and request.labels is None:
+        raise BadInputError(
+            "source_labels: expected the label maps that the results are to have beside them, got none. Give them with "
+            "--labels FOLDER."
+        )
+    local = request.regions is not None or request.source_labels is not None
+    maps = {"regions": request.regions, "source_labels": request.source_labels}
+    return {
+        "strength": resolve_strength(request.strength, local=local),
+        "scans": find_scans(Path(request.sources), config),
+        **{name: find_maps(Path(folder)) for name, folder in maps.items() if folder is not None},
+    }
+
+
+def _default_source(rows: Sequence[Mapping[str, Any]], generator: Generator) -> LabelSource:
+    if any(row["file"] for row in rows):
         return "files"
-    # A label map that is drawn anew would contradict edges that are given.
-    return "none" if edges or "mask" not in generator.conditions else "generate"
+    # A label map that is drawn anew would contradict edges and scans that are given.
+    return "none" if rows or "mask" not in generator.conditions else "generate"
 
 
 def _refuse_beside_table(request: Request) -> None:
-    both = [name for name in ("labels", "prompts", "edges", "edge_maps") if getattr(request, name) is not None]
+    both = [name for name in _IN_TABLE if getattr(request, name) is not None]
     if both:
         raise BadInputError(
             f"{', '.join(both)}: expected none beside conditions, whose rows name what each sample has. Leave "

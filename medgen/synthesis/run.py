@@ -49,6 +49,11 @@ def synthesize(
     prompts: str | None = None,
     edges: Path | None = None,
     edge_maps: Path | None = None,
+    edge_control: str | None = None,
+    sources: Path | None = None,
+    strength: float | None = None,
+    regions: Path | None = None,
+    source_labels: Path | None = None,
     attributes: dict[str, AttributeValue] | None = None,
     conditions: Path | None = None,
     num_samples: int | None = None,
@@ -73,13 +78,15 @@ def synthesize(
     """Make labelled synthetic scans and write them as an nnU-Net v2 raw data set with a manifest.
 
     What steers them (label maps, prompts, edges, attributes) may be given in any combination that the model was trained
-    for; what is not given is absent. The same command on the same folder continues an interrupted run. Several
-    processes (``accelerate launch``) share the work.
+    for; what is not given is absent. They are made from noise, or from scans that are given (sources): the whole scan,
+    or a region of it, beyond which every voxel stays. The same command on the same folder continues an interrupted run.
+    Several processes (``accelerate launch``) share the work.
 
     Args:
         output: Folder to write; new, empty, or of the same run. A replay may leave it out: it then goes beside the
             manifest's folder, with `_replay` added to the name.
-        model: Folder of a trained model or of a training run, name of an embedded model, or Hub id.
+        model: Folder of a trained model, of a training run or of a Stable Diffusion 1.x or 2.x pipeline in diffusers'
+            layout, name of an embedded model, or Hub id.
         labels: Folder of label maps to make scans for; all in it are used, whatever split they belong to.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
             the model, 'none' scans without a label map; by default 'files' if a folder is given, else 'generate', or
@@ -90,12 +97,24 @@ def synthesize(
         edges: Folder of scans whose edges the new scans follow, extracted as the model's training edges were. Beside
             label maps they are matched by file name.
         edge_maps: Folder of edge maps in place of scans: 8-bit or 16-bit PNG, or NIfTI with values from 0 to 1.
+        edge_control: Folder or Hub id of a ControlNet in diffusers' layout (such as one for Canny edges) that lets
+            edges steer a Stable Diffusion model. Edges of scans are then extracted by medgen's own settings (Canny);
+            give edge maps where the ControlNet wants others. Edges are not guided further (1), unless asked.
+        sources: Folder of scans to change, one file each or CASE_0000, CASE_0001 per channel, matched by file name with
+            all other folders. Labels are then those that the results are to have.
+        strength: How much of a source scan changes, in (0, 1]: the share of the noise process that is run. Little keeps
+            it, 1 makes it from noise; by default 1 in regions and where labels differ.
+        regions: Folder of maps that are not 0 where the source scans may change; by default where labels and source
+            labels differ, widened by 2 voxels, or the whole scan. Three voxels around are blended.
+        source_labels: Folder of label maps of the source scans as they are: a lesion that is in these and not in labels
+            goes, and the other way round.
         attributes: Facts that every scan should have, such as '{view: PA, age: 60}'. A voxel size (`spacing`, in mm)
             that is not given is that of the scan's own grid.
         conditions: A .csv file with one row a sample instead of the arguments above: columns `label`, `edge`,
-            `edge_map` (files, relative to it), `text` or `prompt`, and one per attribute; empty cells are absent.
-        num_samples: Scans to make; by default one per label map, prompt, scan with edges or row, whichever are most, or
-            8. More than there are takes them again.
+            `edge_map`, `source`, `source_label`, `region` (files, relative to it), `strength`, `text` or `prompt`, and
+            one per attribute; empty cells are absent.
+        num_samples: Scans to make; by default one per label map, prompt, scan that is given or row, whichever are most,
+            or 8. More than there are takes them again.
         batch_size: Scans that go through the networks together; less needs less memory.
         seed: Root of all random draws.
         sampler: 'dpm++2m', 'unipc', 'heun', and 'euler' for flow or 'ddim' for other models.
@@ -114,11 +133,12 @@ def synthesize(
         max_memory_gb: Bound on memory for decoding large scans, by tiles.
         truncate_prompts: Cut prompts that are longer than the text encoder takes, with a warning, instead of refusing
             them.
-        skip_bad: Leave out label maps, edges and rows that cannot be used, list them in rejected.jsonl, and go on.
+        skip_bad: Leave out label maps, edges, sources and rows that cannot be used, list them in rejected.jsonl, and go
+            on.
         overwrite: Replace another run's output in the folder, with all that is in its imagesTr and labelsTr.
         replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
-            model was a folder or a Hub id, and --labels, --edges and --edge_maps where such were used; all are checked
-            by their SHA-256.
+            model was a folder or a Hub id, and --labels, --edges, --edge_maps, --edge_control, --sources, --regions
+            and --source_labels where such were used; all are checked by their SHA-256.
 
     Returns:
         The record of each scan, in order.
@@ -130,15 +150,15 @@ def synthesize(
     given = dict(locals())
     output = _choose_output(output, replay)
     request = Request(**{item.name: given[item.name] for item in fields(Request)})
-    _refuse_inputs_inside(output, replay=replay, **request.sources)
+    _refuse_inputs_inside(output, replay=replay, **request.inputs)
     again = None
     if replay is not None:
         refuse_other_arguments(synthesize, given)
-        again = read_replay(Path(replay), labels=labels, edges=edges, edge_maps=edge_maps)
+        again = read_replay(Path(replay), request.inputs)
         device = again.device if device == "auto" else device
     state, chosen = join_processes(device)
     if again is not None:
-        generator = again.load_model(None if model == DEFAULT_MODEL else model, chosen)
+        generator = again.load_model(None if model == DEFAULT_MODEL else model, chosen, edge_control=edge_control)
         name = again.model
         source = again.manifest.resolve()
         job = _Job(
@@ -147,7 +167,7 @@ def synthesize(
             arguments={"replay": f"{source.parent.name}/{source.name}"},
         )
     else:
-        generator = Generator.from_pretrained(model, device=chosen)
+        generator = Generator.from_pretrained(model, device=chosen, edge_control=edge_control)
         # Files that people share say nothing of where things lie on this machine.
         name = generator.config.name if Path(model).exists() else model
         settings = SamplingSettings(
@@ -172,6 +192,8 @@ def synthesize(
         check_settings(generator, batch.settings, generate=any(spec.source == "generate" for spec in specs))
         evaluations |= set(planned_evaluations(generator, specs, batch.settings))
     arguments = {"model": name, "device": str(chosen), **job.arguments}
+    if edge_control is not None:
+        arguments["edge_control"] = Path(edge_control).resolve().name if Path(edge_control).exists() else edge_control
     if state.is_main_process:
         open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
         why = " (auto)" if precision == "auto" and again is None else ""
@@ -283,6 +305,8 @@ def _make(
             reject = partial(_reject, output, batch.wanted, skip_bad)
             prepared = []
             for spec in batch.specs:
+                if spec.scan is not None and spec.case not in missing:
+                    continue  # an edit does not depend on the others of its batch
                 try:
                     prepared.append(prepare(spec, generator))
                 except BadInputError as error:
@@ -310,5 +334,7 @@ def _reject(output: Path, wanted: frozenset[str], skip_bad: bool, spec: SampleSp
         return  # a replay takes it along only because the run did, which left it out
     if not skip_bad:
         raise error
-    reason = str(error) if spec.file is None else hide_folder(str(error), spec.file.path.parent)
+    reason = str(error)
+    for path in spec.paths:
+        reason = hide_folder(reason, path.parent)
     append_rejection(output, Rejection(spec.case, reason))

@@ -26,9 +26,10 @@ class SyntheticSample:
     """A labelled scan and how it came about.
 
     Attributes:
-        image: ``(C, H, W[, D])`` float32 in source units, rounded to what the model's file type holds.
+        image: ``(C, H, W[, D])`` float32 in source units, rounded to what the model's file type holds; of a sample that
+            is made from a scan, in the units and of the type of that.
         label: ``(H, W[, D])`` int16 label values; None where it was made without.
-        grid: Grid of both: that of the label file or of the edges, or of a training scan.
+        grid: Grid of both: that of the source scan, of the label file or of the edges, or of a training scan.
         spec: What was planned.
         label_record: How the label arose.
         conditions: What steered it besides the label map, as JSON values.
@@ -87,7 +88,7 @@ def sample_batch(
     on_step: Callable[[int], object] | None = None,
     on_reject: Callable[[SampleSpec, BadInputError], object] | None = None,
 ) -> list[SyntheticSample]:
-    """Make the scans of one batch; those that share a model grid and their kinds of conditions run together.
+    """Make the scans of one batch: those that share a model grid and kinds of conditions run together, edits alone.
 
     Args:
         generator: The model, on its device.
@@ -106,7 +107,9 @@ def sample_batch(
     groups: dict[Any, list[LabelledGrid]] = {}
     for item in batch:
         kinds = frozenset({*item.facts, *item.spec.conditions})
-        groups.setdefault((item.placement.shape, item.spec.source, kinds), []).append(item)
+        # So that it depends on its own seed only, to the last bit.
+        alone = None if item.scan is None else item.spec.index
+        groups.setdefault((item.placement.shape, item.spec.source, kinds, alone), []).append(item)
     done: list[SyntheticSample] = []
     for (shape, *_), group in groups.items():
         try:
@@ -180,6 +183,11 @@ def _run_networks(
             return [], [], 0
     guided = guide(generator, batch_condition(generator, group), settings, denoiser)
     noise = seeded_noise(generator.latent_shape(group[0].placement.shape), [item.spec.seed for item in group])
+    scan, start, region = group[0].scan, None, None  # an edit is alone in its group
+    if scan is not None:
+        own, latent_region = scan.to_model(group[0].placement, generator.compression)
+        with autocast(device, settings.precision):
+            start, region = generator.encode(own.to(device)).float(), latent_region.to(device)
     latents = sample(
         guided,
         noise.to(device),
@@ -189,6 +197,9 @@ def _run_networks(
         spacing=settings.sampler_spacing,
         num_inference_steps=settings.num_inference_steps,
         temperature=config.temperature if settings.temperature is None else settings.temperature,
+        start=start,
+        strength=1.0 if scan is None else scan.strength,
+        region=region,
     )
     with autocast(device, settings.precision):
         images = generator.decode(latents, max_memory_gb=settings.max_memory_gb)
@@ -196,7 +207,9 @@ def _run_networks(
 
 
 def _to_source(image: torch.Tensor, item: LabelledGrid, generator: Generator) -> torch.Tensor:
-    """Back onto the label's own grid, into source units, rounded to what the file type can hold."""
+    """Back onto the sample's own grid, into source units, rounded to what the file type can hold."""
+    if item.scan is not None:
+        return item.scan.blend(image, item.placement)
     own = generator.config.intensity.inverse(from_model(image, item.placement, mode="linear"))
     kind = np.dtype(generator.config.image_dtype)
     if kind.kind == "f":

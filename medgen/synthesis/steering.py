@@ -154,16 +154,18 @@ def resolve_scales(
     Raises:
         BadInputError: If a name is not that of a condition of the model.
     """
-    own = generator.config.guidance_scale
-    if not isinstance(guidance_scale, Mapping):
-        return own if guidance_scale is None else guidance_scale
+    config = generator.config
+    if not isinstance(guidance_scale, Mapping) and (guidance_scale is not None or not config.guidance_scales):
+        return config.guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale = guidance_scale or {}
     unknown = sorted(set(guidance_scale) - set(generator.conditions))
     if unknown:
         raise BadInputError(
             f"guidance_scale: expected conditions among {', '.join(generator.conditions) or 'none'}, by which the "
             f"model '{generator.config.name}' is steered, got {', '.join(unknown)}. Leave it out."
         )
-    return {name: float(guidance_scale.get(name, own)) for name in generator.conditions}
+    own = {**dict.fromkeys(generator.conditions, config.guidance_scale), **config.guidance_scales}
+    return {name: float(scale) for name, scale in {**own, **guidance_scale}.items()}
 
 
 def describe_scales(scales: float | Mapping[str, float] | None) -> str:
@@ -211,13 +213,16 @@ def guide(
     )
 
 
-def count_evaluations(generator: Generator, names: Collection[str], settings: SamplingSettings) -> int:
+def count_evaluations(
+    generator: Generator, names: Collection[str], settings: SamplingSettings, *, strength: float = 1.0
+) -> int:
     """Passes of the denoiser that a sample takes, found by a rehearsal on a single number.
 
     Args:
         generator: The model.
         names: Conditions of the sample.
         settings: How to sample.
+        strength: Share in (0, 1] of the noise process that is run; less than 1 starts from a scan.
 
     Returns:
         Their number; passes of the label generator do not count.
@@ -231,6 +236,8 @@ def count_evaluations(generator: Generator, names: Collection[str], settings: Sa
     sample(
         guided,
         torch.zeros(1, 1, 2),
+        start=None if strength == 1 else torch.zeros(1, 1, 2),
+        strength=strength,
         objective=config.objective,
         sampler=settings.sampler,
         spacing=settings.sampler_spacing,
@@ -251,8 +258,11 @@ def planned_evaluations(generator: Generator, specs: Sequence[SampleSpec], setti
     Returns:
         Each number that occurs, rising.
     """
-    kinds = {frozenset(steering_names(spec, generator.config)) for spec in specs}
-    return sorted({count_evaluations(generator, kind, settings) for kind in kinds})
+    kinds = {
+        (frozenset(steering_names(spec, generator.config)), 1.0 if spec.scan is None else spec.scan.strength)
+        for spec in specs
+    }
+    return sorted({count_evaluations(generator, names, settings, strength=strength) for names, strength in kinds})
 
 
 def batch_condition(generator: Generator, group: Sequence[LabelledGrid]) -> Condition:

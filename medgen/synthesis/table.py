@@ -1,4 +1,4 @@
-"""A `conditions.csv`: one row a sample, with its own label map, edges, text and attributes."""
+"""A `conditions.csv`: one row a sample, with its own label map, edges, source scan, text and attributes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 from medgen.data.dataset import Rejection
 from medgen.generator import Generator, GeneratorConfig
-from medgen.provenance import hide_folder
+from medgen.provenance import hide_folder, sha256_file
 from medgen.synthesis.inputs import check_edge, check_label, require_same_grid
-from medgen.synthesis.plan import EdgeSource, LabelSource, SourceFile
+from medgen.synthesis.plan import EdgeSource, LabelSource, ScanSource, SourceFile, check_label_source
+from medgen.synthesis.sources import read_source, resolve_strength
 from medgen.synthesis.steering import require_conditions
 from medgen.types import BadInputError
 
+_SOURCE_COLUMNS = ("source", "source_label", "region", "strength")
 _COLUMNS = {"label": "mask", "edge": "edge", "edge_map": "edge", "text": "text", "prompt": "text"}
 
 
@@ -24,17 +26,20 @@ def read_conditions(
     *,
     source: LabelSource | None,
     attributes: Mapping[str, str],
+    strength: float | None = None,
     skip_bad: bool = False,
 ) -> tuple[list[dict[str, Any]], list[Rejection]]:
     """Read what each sample of a run is to be steered by.
 
     Args:
         path: CSV file in UTF-8 with any of the columns `label`, `edge`, `edge_map` (files, relative to its folder; a
-            scan of several channels as `a.nii.gz;b.nii.gz`), `text` or `prompt`, and one per attribute. An empty cell
-            is absent.
+            scan of several channels as `a.nii.gz;b.nii.gz`), `source`, `source_label`, `region` (files too) and
+            `strength`, `text` or `prompt`, and one per attribute, which comes first where it has such a name. An empty
+            cell is absent.
         generator: The model.
         source: Where the label maps come from; None takes them as they are, and no label map where a row names none.
         attributes: Facts of every sample, where a row does not say otherwise.
+        strength: Share of the noise process that is run on source scans, likewise.
         skip_bad: Leave out rows whose files cannot be used instead of stopping at the first.
 
     Returns:
@@ -47,14 +52,19 @@ def read_conditions(
     table = _read_rows(path)
     header = list(table[0][1])
     _check_header(path, header, generator)
-    filled = {_COLUMNS.get(column, column): column for column in header if any(row[column] for _, row in table)}
+    made_from = _source_columns(generator.config)
+    filled = {
+        _COLUMNS.get(column, column): column
+        for column in header
+        if column not in made_from and any(row[column] for _, row in table)
+    }
     require_conditions(generator, {name: f"{path}, column {column}" for name, column in filled.items()})
     reader = _FileReader(path.parent, generator.config)
     rows: list[dict[str, Any]] = []
     rejected: list[Rejection] = []
     for line, row in table:
         try:
-            rows.append(_row(row, reader, source) | {"attributes": _facts(row, attributes)})
+            rows.append(_row(row, reader, source, strength) | {"attributes": _facts(row, attributes, made_from)})
         except BadInputError as error:
             if not skip_bad:
                 raise BadInputError(f"{path}, line {line}: {error}") from error
@@ -62,6 +72,10 @@ def read_conditions(
             for cell in row.values():  # a path may lead anywhere
                 reason = hide_folder(reason, Path(cell).parent) if Path(cell).is_absolute() else reason
             rejected.append(Rejection(f"{path.name}, line {line}", reason))
+    if strength is not None and not any(row["scan"] for row in rows) and not rejected:
+        raise BadInputError(
+            f"strength: expected source scans, got none in {path}. Add a column source, or leave it out."
+        )
     if not rows:
         raise BadInputError(f"{path}: expected a row that can be used, got none. First: {rejected[0].reason}")
     return rows, rejected
@@ -90,7 +104,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_header(path: Path, header: Sequence[str], generator: Generator) -> None:
-    known = [*_COLUMNS, *generator.config.attributes]
+    known = [*_COLUMNS, *_source_columns(generator.config), *generator.config.attributes]
     unknown = [column for column in header if column not in known]
     if unknown:
         raise BadInputError(
@@ -101,12 +115,14 @@ def _check_header(path: Path, header: Sequence[str], generator: Generator) -> No
         raise BadInputError(f"{path}: expected a column text or prompt, got both. Remove one.")
 
 
-def _facts(row: Mapping[str, str], attributes: Mapping[str, str]) -> dict[str, str]:
-    own = {name: value for name, value in row.items() if value and name not in _COLUMNS}
+def _facts(row: Mapping[str, str], attributes: Mapping[str, str], made_from: Sequence[str]) -> dict[str, str]:
+    own = {name: value for name, value in row.items() if value and name not in _COLUMNS and name not in made_from}
     return {**attributes, **own}
 
 
-def _row(row: Mapping[str, str], reader: _FileReader, source: LabelSource | None) -> dict[str, Any]:
+def _row(
+    row: Mapping[str, str], reader: _FileReader, source: LabelSource | None, strength: float | None
+) -> dict[str, Any]:
     label, edge, edge_map = (row.get(name, "") for name in ("label", "edge", "edge_map"))
     if edge and edge_map:
         raise BadInputError("expected an edge or an edge_map, got both. Leave one empty.")
@@ -121,10 +137,15 @@ def _row(row: Mapping[str, str], reader: _FileReader, source: LabelSource | None
         )
     file = reader.label(label) if label else None
     edges = reader.edge(edge or edge_map, ready=bool(edge_map)) if edge or edge_map else None
-    if file is not None and edges is not None:
-        require_same_grid(edges, file)
+    scan = reader.scan(row, file, strength)
+    if scan is not None:
+        check_label_source(source)
+    leading = file if scan is None else scan.files[0]
+    if edges is not None and leading is not None:
+        require_same_grid(edges.files[0].path, leading.path)
     own: LabelSource = (source or "files") if file is not None else "generate" if source == "generate" else "none"
-    return {"source": own, "file": file, "edge": edges, "text": row.get("text") or row.get("prompt") or None}
+    text = row.get("text") or row.get("prompt") or None
+    return {"source": own, "file": file, "edge": edges, "scan": scan, "text": text}
 
 
 class _FileReader:
@@ -134,6 +155,8 @@ class _FileReader:
         self.folder, self.config = folder, config
         self.labels: dict[str, SourceFile] = {}
         self.edges: dict[tuple[str, bool], EdgeSource] = {}
+        self.files: dict[str, SourceFile] = {}
+        self.scans: set[tuple[ScanSource, SourceFile | None]] = set()
 
     def label(self, cell: str) -> SourceFile:
         if cell not in self.labels:
@@ -146,6 +169,47 @@ class _FileReader:
             paths, names = [self.folder / part for part in parts], [_name(part) for part in parts]
             self.edges[cell, ready] = check_edge(paths, self.config, ready=ready, names=names)
         return self.edges[cell, ready]
+
+    def scan(self, row: Mapping[str, str], label: SourceFile | None, strength: float | None) -> ScanSource | None:
+        cells = {name: row[name] for name in _source_columns(self.config) if row.get(name)}
+        if not cells.get("source"):
+            if cells:
+                raise BadInputError(
+                    f"expected a source beside {', '.join(cells)}, got none. Name the scan, or empty it."
+                )
+            return None
+        source = ScanSource(
+            tuple(self._file(part.strip()) for part in cells["source"].split(";")),
+            _strength(cells, strength),
+            region=self._file(cells["region"]) if "region" in cells else None,
+            label=self._file(cells["source_label"]) if "source_label" in cells else None,
+        )
+        if (source, label) not in self.scans:
+            read_source(source, label, self.config)
+            self.scans.add((source, label))
+        return source
+
+    def _file(self, cell: str) -> SourceFile:
+        if cell not in self.files:
+            path = self.folder / cell
+            if not path.is_file():
+                raise BadInputError(f"{path}: expected a file, got nothing there. Check the path.")
+            self.files[cell] = SourceFile(path, sha256_file(path), _name(cell))
+        return self.files[cell]
+
+
+def _strength(cells: Mapping[str, str], default: float | None) -> float:
+    cell = cells.get("strength", "")
+    try:
+        own = float(cell) if cell else default
+    except ValueError as error:
+        raise BadInputError(f"strength: expected a number, got {cell!r}. Write such as 0.5.") from error
+    return resolve_strength(own, local="region" in cells or "source_label" in cells)
+
+
+def _source_columns(config: GeneratorConfig) -> list[str]:
+    """Columns of what a sample is made from; an attribute of the model that has such a name comes first."""
+    return [name for name in _SOURCE_COLUMNS if name not in config.attributes]
 
 
 def _name(cell: str) -> str:

@@ -324,6 +324,7 @@ class Run:
             latent_scale=before.latent_scale,
             latent_shift=before.latent_shift,
             text_padding=before.text_padding,
+            guidance_scales=before.guidance_scales,
             label_objective=before.label_objective,
             label_stride=before.label_stride,
         )

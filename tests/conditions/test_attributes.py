@@ -66,5 +66,15 @@ def test_values_that_cannot_be_are_refused(attribute, value, message):
 def test_columns_that_tell_nothing_are_refused():
     with pytest.raises(BadInputError, match="attribute 'site': expected a column with at least two values"):
         fit_attribute("site", ["a", "a"])
+    with pytest.raises(BadInputError, match=r"at least two values, got \['60', '60.0'\], which tells no scan from"):
+        fit_attribute("age", ["60", "60.0", "60"])
+    with pytest.raises(BadInputError, match=r"at least two values, got \[\]"):
+        fit_attribute("empty", [])
     with pytest.raises(BadInputError, match="attribute 'note': expected numbers or at most 64 categories, got 100"):
         fit_attribute("note", [f"text {index}" for index in range(100)])
+
+
+def test_one_voxel_size_teaches_nothing_and_is_refused():
+    with pytest.raises(BadInputError, match=r"'spacing': expected scans of different .*, got 1 x 1 x 3 mm everywhere"):
+        fit_spacing([(1.0, 1.0, 3.0), (1.0, 1.001, 3.0), (1.0, 1.0, 2.998)])
+    assert fit_spacing([(1.0, 1.0, 3.0), (1.0, 1.0, 3.1)]).width == 3

@@ -13,7 +13,7 @@ from scipy import ndimage
 from medgen.conditions.attributes import SPACING
 from medgen.generator import Generator
 from medgen.provenance import sha256_array
-from medgen.synthesis import SamplingSettings, editing
+from medgen.synthesis import SamplingSettings, sampling
 from medgen.synthesis.editing import Edited, edit, replace_label, translate
 from medgen.types import BadInputError, Grid
 
@@ -195,13 +195,13 @@ def test_the_latents_that_may_change_are_all_that_touch_the_region_or_its_mirror
     make_generator: Callable[..., Generator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    plain = editing.sample
+    plain = sampling.sample
 
     def watched(*args: Any, **options: Any) -> torch.Tensor:
         seen.append(options["region"])
         return plain(*args, **options)
 
-    monkeypatch.setattr(editing, "sample", watched)
+    monkeypatch.setattr(sampling, "sample", watched)
     generator = make_generator(2)
     image, label, _ = scan(2)
     grid = Grid((19, 16), np.eye(4), known=False)
@@ -321,7 +321,8 @@ LABEL = scan(2)[1]
         ({"band": -1}, "band: expected a width of 0 voxels or more, got -1"),
         ({"margin": -1}, "margin: expected a width of 0 voxels or more, got -1"),
         ({"image": torch.full((1, 20, 16), 7)}, "image: expected varying intensities, got the constant 7"),
-        ({"image": torch.rand(3, 20, 16)}, r"image: expected shape \(1, 20, 16\) .* got \(3, 20, 16\)"),
+        ({"image": torch.rand(3, 20, 16)}, r"image: expected the 1 channel\(s\) of the model 'tiny-2d' \(MR\), got 3"),
+        ({"image": torch.rand(1, 16, 20)}, r"image: expected .* then the grid \(20, 16\), got shape \(1, 16, 20\)"),
         ({"grid": scan(3)[2]}, "grid: expected a 2D scan for the model 'tiny-2d', got 3D"),
         ({"text": "effusion"}, "prompts: expected none, because the model 'tiny-2d' is steered by mask; not by text"),
         ({"facts": {"view": "AP"}}, "attribute 'view': expected none"),

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from medgen.data.intensity import Normalization
 from medgen.generator import Generator
 from medgen.networks import TextEncoder
 from medgen.planning import ConditionsPlan, DenoiserPlan, TextPlan, choose_conditions, make_plan, read_plan, write_plan
+from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.training.cache import CachedScan
 from medgen.training.control import plan_on
@@ -195,6 +197,56 @@ def test_conditions_are_planned_from_the_folder(folder, tmp_path):
     assert read_plan(tmp_path / "plan.yaml") == plan
     assert make_plan(dataset, conditions=["none"], device="cpu").denoiser.conditions.names == ()
     assert make_plan(dataset, device="cpu").denoiser.conditions.names == ("mask",)
+
+
+def test_texts_of_labelled_synthetic_scans_train_the_next_model(folder, tmp_path, tiny_plan):
+    train(folder, tmp_path / "run", plan=_steered(tiny_plan, ALL), device="cpu")
+    made = synthesize(
+        tmp_path / "made",
+        model=str(tmp_path / "run"),
+        labels=folder / "labels",
+        prompts="a large ball",
+        attributes={"view": "PA"},
+        num_inference_steps=2,
+        device="cpu",
+    )
+    dataset = read_dataset(tmp_path / "made")
+    assert (dataset.format, dataset.synthetic) == ("nnunet", True)
+    found = [(case.case, case.text, case.meta["view"], case.label is not None) for case in dataset.cases]
+    assert found == [(record.case, "a large ball", "PA", True) for record in made]
+    plan = _steered(tiny_plan, choose_conditions(dataset, ["mask", "text"]))
+    train(tmp_path / "made", tmp_path / "next", plan=plan, conditions=["mask", "text"], max_steps=2, device="cpu")
+    encoder = Generator.from_pretrained(tmp_path / "next").text_encoder
+    assert set(encoder.vocabulary.words) == {"a", "large", "ball"}
+
+
+def test_two_columns_of_body_regions_and_the_voxel_size_steer_volumes(tmp_path, tiny_plan):
+    regions = ["head", "chest", "abdomen"]
+    rows = ["id,image,top_region,bottom_region"]
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        volume = nib.Nifti1Image(rng.random((16, 16, 16), dtype=np.float32), np.diag([1, 1, 1 + index / 2, 1]))
+        nib.save(volume, tmp_path / f"case_{index}.nii.gz")
+        rows.append(f"case_{index},case_{index}.nii.gz,{regions[index % 2]},{regions[index % 2 + 1]}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+    conditions = choose_conditions(read_dataset(tmp_path), ["spacing", "top_region", "bottom_region"])
+    assert conditions.attributes["top_region"] == Attribute("category", values=("chest", "head"))
+    assert conditions.attributes["bottom_region"] == Attribute("category", values=("abdomen", "chest"))
+    plan = tiny_plan(3, denoiser={"conditions": conditions}, class_names={0: "background"}, label=None)
+    train(tmp_path, tmp_path / "run", plan=dataclasses.replace(plan, image_dtype="float32"), device="cpu")
+    made = [
+        synthesize(
+            tmp_path / f"out_{index}",
+            model=str(tmp_path / "run"),
+            attributes={"spacing": [1, 1, 2], "top_region": top, "bottom_region": bottom},
+            num_samples=1,
+            num_inference_steps=2,
+            device="cpu",
+        )[0]
+        for index, (top, bottom) in enumerate([("head", "chest"), ("chest", "chest"), ("head", "abdomen")])
+    ]
+    assert len({record.image_sha256 for record in made}) == 3
+    assert made[0].spacing == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
