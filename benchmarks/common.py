@@ -11,7 +11,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medgen.provenance import SampleRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKDIR = ROOT / "runs" / "benchmarks"
@@ -83,6 +86,19 @@ def save(name: str, *, what: str, n: dict[str, Any], seeds: Sequence[int], devic
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"\nwritten to {path.relative_to(ROOT)}")
+
+
+def describe_synthesis(records: Sequence[SampleRecord]) -> dict[str, Any]:
+    """How a set of synthetic scans was sampled, for the JSON."""
+    first = records[0]
+    return {
+        "guidance_scale": first.guidance_scale,
+        "temperature": first.temperature,
+        "sampler": first.sampler,
+        "num_inference_steps": first.num_inference_steps,
+        "precision": first.precision,
+        "seed_of_each_scan": [record.seed for record in records],
+    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -57,6 +57,7 @@ class Recipe:
 RECIPES = {
     "hippocampus3d": Recipe((32, 48, 32), (16, 16, 32, 64, 64, 16), steps=800, batch_size=2),
     "cardiac_acdc": Recipe((128, 128), (16, 32, 64, 96, 128, 16), steps=1500, batch_size=8),
+    "cxr_text": Recipe((256, 256), (8, 16, 32, 48, 64, 8), steps=300, batch_size=4),
 }
 DIVISOR = 16  # of the U-Net's four levels
 
@@ -200,6 +201,7 @@ def main(
     workdir: Path = WORKDIR,
     limit: int | None = None,
     segmenter_steps: int | None = None,
+    suffix: str = "",
 ) -> None:
     """Train the judge, synthesize for the validation labels, compare.
 
@@ -215,6 +217,7 @@ def main(
         workdir: Keeps the segmenter and the synthetic scans.
         limit: Only the first validation scans, for a trial.
         segmenter_steps: Shorter training of the judge, for a trial.
+        suffix: Added to the name of the result, such as `_control` for a model whose mask acts by a control branch.
     """
     real = read_dataset(data_folder(dataset))
     recipe = RECIPES[dataset]
@@ -263,12 +266,16 @@ def main(
         rows.append([name, before, after, ratio, pooled, verdict(ratio >= GOAL)])
     table(["class", "Dice real", "Dice synthetic", "ratio", "ratio, pooled", f"goal {GOAL:.2f}"], rows)
     save(
-        f"label_fidelity_{dataset}",
+        f"label_fidelity_{dataset}{suffix}",
         what="Dice of a segmenter trained on real scans: on real validation scans, and on synthetic scans made for the "
         "same label maps; mean over the scans that have the class, and pooled over all voxels",
         n={"train": training["scans"], "val": len(val), "synthetic": len(samples)},
         seeds=[recipe.seed, seed],
-        model={"name": generator.config.name, "weights_hash": generator.weights_hash},
+        model={
+            "name": generator.config.name,
+            "weights_hash": generator.weights_hash,
+            "controls": sorted(generator.controls),
+        },
         synthesis={
             "guidance_scale": scale,
             "temperature": noise,
