@@ -86,7 +86,7 @@ def main(
         for case, cell in zip(sorted(made.cases, key=lambda case: case.case), cells, strict=True):
             words = f": {cell['text']}" if "text" in names else ""
             sheet.append(replace(load_case(case, made), case=f"{' + '.join(names) or 'nothing'}{words}"))
-    contact_sheet(sheet, output, class_names=real.class_names, title=f"{generator.config.name}, synthetic")
+    contact_sheet(sheet, output, class_names=generator.config.class_names, title=f"{generator.config.name}, synthetic")
     print(output)
 
 

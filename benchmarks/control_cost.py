@@ -1,6 +1,10 @@
 """What a control branch costs: memory of its training against that of a whole denoiser, time of sampling with two.
 
-python benchmarks/control_cost.py
+    python benchmarks/control_cost.py
+
+A branch recomputes activations in the backward pass, because the frozen half of the base that lies above it would keep
+its own. A whole denoiser keeps its activations, unless a plan asks for recomputing; it is measured that way too: how
+much is due to that, and what a step takes in each case.
 """
 
 from __future__ import annotations
@@ -76,7 +80,7 @@ def status(name: str) -> int:
 
 
 def train(kind: str, spatial_dims: int, batch: int) -> None:
-    """Three training steps; prints the peak memory above what was in use before the networks were built, in GB."""
+    """Three training steps; prints GB of peak memory above that before the networks were built, and its fastest one."""
     conditions = maps(spatial_dims, batch) if kind == "control" else {}
     x = torch.randn(batch, 8, *SIZES[spatial_dims])
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
@@ -87,16 +91,21 @@ def train(kind: str, spatial_dims: int, batch: int) -> None:
         learned = Control.of(network, "mask", mask_classes=CLASSES)
         network = ControlledDenoiser(network, learned)
         conditions = {"mask": conditions["mask"]}
+    elif kind == "recomputed":
+        network.checkpoint_blocks()
     optimizer = torch.optim.AdamW(learned.parameters(), fused=True)
     average = EMAModel(learned.parameters())
+    seconds = []
     for _ in range(3):
+        start = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = network(x, torch.full((batch,), 500.0), conditions)
         output.float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.step(learned.parameters())
-    print(json.dumps((status("VmHWM") - before) / 1024**2))
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps([(status("VmHWM") - before) / 1024**2, min(seconds)]))
 
 
 def sampling_seconds(spatial_dims: int, steps: int, rounds: int) -> dict[int, list[float]]:
@@ -138,7 +147,7 @@ def main(batch: int = 32, steps: int = 5, rounds: int = 5, kind: str | None = No
         batch: Samples of a training step.
         steps: Sampling steps.
         rounds: Of sampling.
-        kind: Used by the script itself: train ``full`` or ``control`` in a process of its own.
+        kind: Used by the script itself: train ``full``, ``recomputed`` (full) or ``control`` in a process of its own.
         spatial_dims: For `kind`.
     """
     if kind is not None:
@@ -146,16 +155,24 @@ def main(batch: int = 32, steps: int = 5, rounds: int = 5, kind: str | None = No
         return
     rows, measured, reached = [], {}, {}
     for dims in (2, 3):
-        memory = {}
-        for mode in ("full", "control"):
+        memory, step = {}, {}
+        for mode in ("full", "recomputed", "control"):
             command = [sys.executable, __file__, "--kind", mode, "--spatial_dims", str(dims), "--batch", str(batch)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | _GIVES_BACK)
-            memory[mode] = float(done.stdout)
+            memory[mode], step[mode] = json.loads(done.stdout)
         seconds = {count: statistics.median(values) for count, values in sampling_seconds(dims, steps, rounds).items()}
         share, factor = memory["control"] / memory["full"], seconds[2] / seconds[1]
-        measured[f"{dims}D"] = {"memory_gb": memory, "share": share, "seconds": seconds, "factor": factor}
+        measured[f"{dims}D"] = {
+            "memory_gb": memory,
+            "share": share,
+            "step_seconds": step,
+            "seconds": seconds,
+            "factor": factor,
+        }
         reached[f"{dims}D"] = {"memory": share <= MOST_MEMORY, "time": factor <= MOST_TIME}
         rows += [
+            [f"{dims}D: the whole recomputed / the whole", memory["recomputed"] / memory["full"], "", ""],
+            [f"{dims}D: time of a step, branch / the whole", step["control"] / step["full"], "", ""],
             [
                 f"{dims}D: memory of training a branch / the whole",
                 share,

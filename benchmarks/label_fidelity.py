@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import WORKDIR, cores, data_folder, link_files, save, table, verdict
+from common import WORKDIR, cores, data_folder, describe_synthesis, link_files, save, table, verdict
 from jsonargparse import auto_cli
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
@@ -276,15 +276,7 @@ def main(
             "weights_hash": generator.weights_hash,
             "controls": sorted(generator.controls),
         },
-        synthesis={
-            "guidance_scale": scale,
-            "temperature": noise,
-            "sampler": records[0].sampler,
-            "num_inference_steps": num_inference_steps,
-            "precision": records[0].precision,
-            "seed": seed,
-            "seed_of_each_scan": [record.seed for record in records],
-        },
+        synthesis=describe_synthesis(records) | {"seed": seed},
         segmenter=training,
         goal=GOAL,
         classes={

@@ -6,8 +6,9 @@
 
 Only training scans of one modality (fluorescence) have label maps. The generator has seen the training scans of every
 modality with their texts, and these label maps. It makes pairs of each other modality, the target, over cuts of the
-same label maps. One small U-Net is trained on different scans, with the same steps and seeds, and judged by its mean
-Dice on the real validation scans of the target:
+same label maps; a generator that edges steer and masks do not makes them along the outlines of these, since edges are
+seen in every modality without anybody's label. One small U-Net is trained on different scans, with the same steps and
+seeds, and judged by its mean Dice on the real validation scans of the target:
 
 - `real`: real annotated scans alone.
 - `real_color`: the same, with random colors in place of black and white (inversion, hue and channel weights in one),
@@ -36,7 +37,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlip
 
 from medgen.data.dataset import Case, Dataset, load_case, load_cases, read_dataset
 from medgen.data.intensity import Normalization
-from medgen.data.io import read_label, write_label
+from medgen.data.io import read_label, write_image, write_label
 from medgen.generator import Generator
 from medgen.provenance import SampleRecord, sha256_array
 from medgen.seeding import derive_seed, stream
@@ -202,19 +203,39 @@ def cut_labels(files: Sequence[Path], size: Sequence[int], count: int, folder: P
     return folder
 
 
+def draw_outlines(labels: Path, folder: Path) -> Path:
+    """Label maps as black and white pictures, for the edges in them: a model extracts these as it does from scans."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for file in sorted(labels.iterdir()):
+        label, grid = read_label(file)
+        write_image(folder / file.name, 255.0 * (label[None] > 0), grid, dtype="uint8")
+    return folder
+
+
 def make_pairs(
     data: Dataset, target: str, model: str, pairs: int, workdir: Path, **settings: Any
 ) -> tuple[list[Pair], list[SampleRecord]]:
-    """Synthetic pairs of a modality, by its text, over cuts of the known label maps."""
+    """Synthetic pairs of a modality, by its text, over cuts of the known label maps, or along their outlines."""
     generator = Generator.from_pretrained(model)
     files = sorted(case.label for case in data.cases if case.label is not None)
     labels = cut_labels(files, generator.config.size, pairs, workdir / "labels", settings["seed"])
     (text,) = {case.text for case in data.cases if case.meta["site"] == target}
     output = workdir / f"{target}-{generator.weights_hash[:8]}"
-    records = synthesize(output, model=model, labels=labels, prompts=text, overwrite=True, **settings)
+    given: dict[str, Any] = {"labels": labels}
+    if "mask" not in generator.conditions:
+        given = {"edges": draw_outlines(labels, workdir / "outlines"), "label_source": "none"}
+    records = synthesize(output, model=model, prompts=text, overwrite=True, **settings | given)
     made = read_dataset(output)
     by_name = {case.case: case for case in made.cases}
-    return [prepare(load_case(by_name[record.case], made)) for record in records], records
+    found = []
+    for record in records:
+        sample = load_case(by_name[record.case], made)
+        if sample.label is None:
+            sample = replace(sample, label=read_label(labels / record.conditions["edge"][0]["file"])[0])
+        found.append(prepare(sample))
+    return found, records
 
 
 def interval(gains: Sequence[float]) -> tuple[float, float]:

@@ -90,8 +90,10 @@ def load_pipeline(name: str | Path, folder: Path) -> tuple[GeneratorConfig, dict
         training={"pipeline": Path(name).name},
     )
     parts = {"denoiser": base.denoiser, "autoencoder": base.autoencoder, "text_encoder": base.text_encoder}
-    weights = sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
-    digest = hashlib.sha256("".join(map(sha256_file, weights)).encode()).hexdigest()
+    # Settings too: a scheduler or a tokenizer decides the voxels as much as the weights do.
+    kinds = {".safetensors", ".json", ".txt"}
+    files = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
+    digest = hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
     return config, parts, digest
 
 
@@ -119,8 +121,10 @@ def add_edge_control(generator: Generator, name: str | Path) -> None:
             f"edge_control: expected none, because the model '{config.name}' follows edges already. Leave it out."
         )
     control = networks.read_control(name, generator.denoiser)
-    weights = [sha256_array(weight) for _, weight in sorted(control.state_dict().items())]
-    generator.weights_hash = hashlib.sha256("".join([generator.weights_hash, *weights]).encode()).hexdigest()
+    settings = {key: value for key, value in control.config.items() if not key.startswith("_")}
+    content = [json.dumps(settings, sort_keys=True, default=str)]
+    content += [sha256_array(weight) for _, weight in sorted(control.state_dict().items())]
+    generator.weights_hash = hashlib.sha256("".join([generator.weights_hash, *content]).encode()).hexdigest()
     generator.controls["edge"] = control.to(generator.device)
     config.edge = config.edge or EdgeSettings()
     config.guidance_scales = {**config.guidance_scales, "edge": 1.0}

@@ -214,3 +214,13 @@ def test_it_is_tuned_to_real_x_rays_by_their_texts(saved_pipeline, x_rays, tmp_p
     assert scan not in synthesize(tmp_path / "before", "--model", saved_pipeline, *ask)
     (written,) = (tmp_path / "out" / "imagesTr").iterdir()
     assert Image.open(written).mode == "L"  # 8 bits, as the X-rays
+
+
+def test_the_settings_of_a_pipeline_are_part_of_its_digest(saved_pipeline, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(saved_pipeline, again)
+    before = Generator.from_pretrained(saved_pipeline).weights_hash
+    assert Generator.from_pretrained(again).weights_hash == before
+    path = again / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    assert Generator.from_pretrained(again).weights_hash != before
