@@ -13,7 +13,7 @@ import torch
 
 from medgen.data.case import RGB, TRAIN_SPLITS, VAL_SPLITS, Case, Dataset, Rejection, stem
 from medgen.data.io import read_image, read_label
-from medgen.data.layouts import LABEL_ENDINGS, label_splits, read_dataset, read_labels
+from medgen.data.layouts import LABEL_ENDINGS, image_splits, label_splits, read_dataset, read_labels
 from medgen.seeding import derive_seed
 from medgen.types import BadInputError, Grid, Sample
 
@@ -23,6 +23,7 @@ __all__ = [
     "Case",
     "Dataset",
     "Rejection",
+    "image_splits",
     "label_splits",
     "load_case",
     "load_cases",

@@ -72,15 +72,32 @@ def label_splits(folder: str | Path) -> dict[Path, str]:
         Resolved path to the name of its split, ``train`` where only others are named. Empty where the folder above is
         no data set, or one without splits.
     """
+    cases = _split_cases_around(folder)
+    return {case.label.resolve(): case.split or "train" for case in cases if case.label is not None}
+
+
+def image_splits(folder: str | Path) -> dict[Path, str]:
+    """Splits of the scans of a folder that lies in a data set.
+
+    Args:
+        folder: Folder of scans, one file each or one per channel.
+
+    Returns:
+        Resolved path to the name of its split, as :func:`label_splits` gives it for label maps.
+    """
+    cases = _split_cases_around(folder)
+    return {path.resolve(): case.split or "train" for case in cases for path in case.images}
+
+
+def _split_cases_around(folder: str | Path) -> list[Case]:
+    """Cases of the data set that a folder lies in; none where it names no splits."""
     root = Path(folder).resolve().parent
     try:
         is_declared = (root / "dataset.json").is_file()
         cases = _read_dataset_json(root).cases if is_declared else _undeclared_cases(root)[0]
     except BadInputError:
-        return {}
-    if not any(case.split for case in cases):
-        return {}
-    return {case.label.resolve(): case.split or "train" for case in cases if case.label is not None}
+        return []
+    return cases if any(case.split for case in cases) else []
 
 
 def _undeclared_cases(root: Path) -> tuple[list[Case], Literal["metadata", "plain"]]:

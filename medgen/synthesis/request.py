@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medgen.conditions.text import read_prompts
 from medgen.data.case import TRAIN_SPLITS
-from medgen.data.dataset import Rejection, label_splits, stem
+from medgen.data.dataset import Rejection, image_splits, label_splits, stem
 from medgen.generator import Generator, GeneratorConfig
 from medgen.synthesis.inputs import find_edges, find_labels
 from medgen.synthesis.plan import LabelSource, SampleSpec, SourceFile, check_label_source, plan_rows, plan_samples
@@ -101,7 +101,7 @@ class Planned:
         specs: The samples.
         source: Where their labels come from, None where that differs from row to row.
         rejected: What was left out.
-        splits: Of which splits the label maps are; empty where none are named.
+        splits: Of which splits label maps, source scans and scans of the edges are; empty where none are named.
         digests: What the samples are made of, to tell this run from every other.
     """
 
@@ -157,9 +157,9 @@ def plan_request(request: Request, generator: Generator) -> Planned:
             attributes=attributes,
         )
     check_steering(generator, specs, truncate=request.truncate_prompts)
-    used = list(dict.fromkeys(spec.file for spec in specs if spec.file is not None))
     # Of folders all that is in them counts, also what a shorter run does not come to.
-    listed = files if request.conditions is None else used
+    used = rows if request.conditions is None else [vars(spec) for spec in specs]
+    listed = list(dict.fromkeys(row["file"] for row in used if row["file"]))
     steered = [spec.conditions for spec in specs]
     digests = {
         "labels_sha256": _digest("".join(file.sha256 for file in listed)) if listed else None,
@@ -168,8 +168,9 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     if request.conditions is not None:
         sources = [[spec.source, spec.file and spec.file.sha256] for spec in specs]
         digests["labels_sha256"] = _digest(json.dumps(sources))
-    folders = dict.fromkeys(file.path.parent for file in listed)
-    splits = [words for folder in folders if (words := _describe_splits(folder, listed))]
+    splits = _describe_splits("label maps", "for", listed)
+    for name, kind in {"scan": "source scans", "edge": "edge scans"}.items():
+        splits += _describe_splits(kind, "from", dict.fromkeys(row[name].files[0] for row in used if row[name]))
     return Planned(specs, source, rejected, "\n".join(splits), digests)
 
 
@@ -191,7 +192,8 @@ def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]],
         found["edges"], bad = find_edges(Path(folder), config, ready=ready, skip_bad=skip_bad)
         rejected += bad
     rows, bad = pair_inputs(Inputs(**found), config, skip_bad=skip_bad)
-    return rows, rejected + bad
+    told = {rejection.case for rejection in rejected}
+    return rows, rejected + [rejection for rejection in bad if rejection.case not in told]
 
 
 def _find_sources(request: Request, config: GeneratorConfig) -> dict[str, Any]:
@@ -251,16 +253,18 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _describe_splits(folder: Path, files: Sequence[SourceFile]) -> str:
-    """Which splits the label maps are of; nothing where none are named."""
-    splits = label_splits(folder)
-    counts = Counter(splits[path] for path in (file.path.resolve() for file in files) if path in splits)
-    if not counts:
-        return ""
-    held_out = [split for split in counts if split not in TRAIN_SPLITS]
-    warning = (
-        f". Scans made for label maps of {' and '.join(held_out)} must not train what is tested on that split: give a "
-        "folder without these for that"
-    )
-    listing = ", ".join(f"{count} of {split}" for split, count in counts.items())
-    return f"label maps: {listing}{warning if held_out else ''}"
+def _describe_splits(kind: str, made: str, files: Iterable[SourceFile]) -> list[str]:
+    """Which splits files of one kind are of, a line for each of their folders; nothing where none are named."""
+    paths = [file.path for file in files]
+    lines = []
+    for folder in dict.fromkeys(path.parent for path in paths):
+        splits = label_splits(folder) if kind == "label maps" else image_splits(folder)
+        counts = Counter(splits[path.resolve()] for path in paths if path.parent == folder and path.resolve() in splits)
+        held_out = [split for split in counts if split not in TRAIN_SPLITS]
+        warning = (
+            f". Scans made {made} {kind} of {' and '.join(held_out)} must not train what is tested on that split: give "
+            "a folder without these for that"
+        )
+        listing = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        lines += [f"{kind}: {listing}{warning if held_out else ''}"] if counts else []
+    return lines

@@ -105,7 +105,8 @@ def synthesize(
         strength: How much of a source scan changes, in (0, 1]: the share of the noise process that is run. Little keeps
             it, 1 makes it from noise; by default 1 in regions and where labels differ.
         regions: Folder of maps that are not 0 where the source scans may change; by default where labels and source
-            labels differ, widened by 2 voxels, or the whole scan. Three voxels around are blended.
+            labels differ, widened by 2 voxels, or the whole scan. Three voxels around are blended. Beside labels they
+            need source labels, which must equal these outside of the region.
         source_labels: Folder of label maps of the source scans as they are: a lesion that is in these and not in labels
             goes, and the other way round.
         attributes: Facts that every scan should have, such as '{view: PA, age: 60}'. A voxel size (`spacing`, in mm)

@@ -93,7 +93,7 @@ def resolve_strength(strength: float | None, *, local: bool) -> float:
 def pair_inputs(
     inputs: Inputs, config: GeneratorConfig, *, skip_bad: bool = False
 ) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Find what belongs together by the name of its file: for each label map, or else scan, or else source of edges.
+    """Find what belongs together by the name of its file: for each label map and scan, or else source of edges.
 
     Args:
         inputs: What there is.
@@ -109,11 +109,13 @@ def pair_inputs(
     """
     rows: list[dict[str, Any]] = []
     rejected: list[Rejection] = []
-    for case in inputs.labels or inputs.scans or inputs.edges:
+    for case in dict.fromkeys([*inputs.labels, *inputs.scans]) or inputs.edges:
         file = inputs.labels.get(case)
         leading = (file or (inputs.scans.get(case) or inputs.edges[case].files)[0]).path
         scan = edge = None
         try:
+            if inputs.labels:
+                file = _partner(inputs, case, "labels", leading)
             if inputs.scans:
                 maps = {
                     "region": _partner(inputs, case, "regions", leading) if inputs.regions else None,
@@ -148,7 +150,7 @@ def read_source(source: ScanSource, label: SourceFile | None, config: GeneratorC
 
     Raises:
         BadInputError: If a file cannot be read, does not fit the model or does not lie on the grid of the scan, nothing
-            may change, or labels differ where the scan stays.
+            may change, labels differ where the scan stays, or one beside a region is not known to be the same there.
     """
     paths = [file.path for file in source.files]
     image, grid = read_scan(paths)
@@ -173,6 +175,12 @@ def _region(
     scan = source.files[0].path
     region = None if source.region is None else _region_on(source.region.path, scan, grid)
     if source.label is None:
+        if label is not None and source.region is not None:
+            raise BadInputError(
+                f"{label.path}: expected the label map of the source scan beside, because outside of the region the "
+                "scan stays and the labels have to be equal, got none. Give it with --source_labels, or in the column "
+                "source_label of the table; where nothing of it changes, the same folder or file for both."
+            )
         return torch.ones(grid.shape, dtype=torch.bool) if region is None else region
     if label is None or after is None:
         raise BadInputError(
@@ -204,7 +212,13 @@ def _region_on(path: Path, scan: Path, grid: Grid) -> torch.Tensor:
     return values != 0
 
 
-_KINDS = {"scans": "a source scan", "regions": "a region", "source_labels": "a source label map", "edges": "edges"}
+_KINDS = {
+    "labels": "a label map",
+    "scans": "a source scan",
+    "regions": "a region",
+    "source_labels": "a source label map",
+    "edges": "edges",
+}
 
 
 def _partner(inputs: Inputs, case: str, name: str, leading: Path) -> Any:
@@ -225,7 +239,7 @@ def _folder(found: Mapping[str, Any]) -> Path:
 
 
 def _hide_folders(reason: str, inputs: Inputs) -> str:
-    for name in ("labels", *_KINDS):
+    for name in _KINDS:
         if found := getattr(inputs, name):
             reason = hide_folder(reason, _folder(found))
     return reason

@@ -160,8 +160,8 @@ def test_beyond_a_region_and_its_band_every_voxel_stays(
     model_3d: Path, folders_3d: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    names = ("sources", "regions", "labels")
-    assert command(out, model_3d, **{name: folders_3d[name] for name in names}) == 0
+    folders_3d["source_labels"] = folders_3d["labels"]
+    assert command(out, model_3d, **folders_3d) == 0
     for index in range(2):
         source = nib.load(folders_3d["sources"] / f"case_{index}.nii.gz")
         made = nib.load(out / "imagesTr" / f"synthetic_{index:05d}_0000.nii.gz")
@@ -228,13 +228,14 @@ def test_edges_texts_and_attributes_steer_an_edit(
 ) -> None:
     given = {"model": str(model_all), "num_samples": 1, "sources": sources_2d["sources"], **FAST}
     given["regions"] = sources_2d["regions"]
+    labels = dict.fromkeys(("labels", "source_labels"), sources_2d["labels"])
     ways: list[dict[str, Any]] = [
         {},
         {"edge_maps": folders_2d["edge_maps"]},
         {"prompts": "pa"},
         {"attributes": {"view": "AP"}},
-        {"labels": sources_2d["labels"]},
-        {"edges": folders_2d["edges"], "labels": sources_2d["labels"], "prompts": "pa", "attributes": {"age": 60}},
+        labels,
+        {"edges": folders_2d["edges"], **labels, "prompts": "pa", "attributes": {"age": 60}},
     ]
     records = [synthesize(tmp_path / f"{index}", **given, **way)[0] for index, way in enumerate(ways)]
     assert len({record.image_sha256 for record in records}) == len(ways)
@@ -424,6 +425,14 @@ def test_channels_of_a_source_are_files_of_their_own(
             {"sources": "single", "labels": "changed"},
             r"case_1\.png: expected a source scan of the same name \(.*single",
         ),
+        (
+            {"labels": "fewer"},
+            r"scans.case_1\.png: expected a label map of the same name \(.*fewer.case_1\.\*\), got none",
+        ),
+        (
+            {"labels": "changed", "regions": "regions"},
+            r"changed.case_0\.png: expected the label map of the source scan .*, got none\. Give it with --source_l",
+        ),
         ({"regions": "fewer"}, r"case_1\.png: expected a region of the same name \(.*fewer.case_1\.\*\)"),
         (
             {"source_labels": "fewer", "labels": "changed"},
@@ -478,7 +487,7 @@ def test_what_cannot_be_is_one_clear_error_before_anything_is_written(
 
 
 def test_a_volume_elsewhere_in_space_is_refused(model_3d: Path, folders_3d: dict[str, Path], tmp_path: Path) -> None:
-    del folders_3d["source_labels"]
+    folders_3d["source_labels"] = folders_3d["labels"]
     moved = TURNED.copy()
     moved[0, 3] += 3
     for name in ("regions", "labels"):
@@ -501,6 +510,10 @@ def test_a_volume_elsewhere_in_space_is_refused(model_3d: Path, folders_3d: dict
         (
             ["source,source_label", "scans/case_0.png,labels/case_0.png"],
             r"line 2: .*case_0\.png: expected the label map that the result is to have",
+        ),
+        (
+            ["source,region,label", "scans/case_0.png,regions/case_0.png,changed/case_0.png"],
+            r"line 2: .*case_0\.png: expected the label map of the source scan .* column source_label of the table",
         ),
         (["source,region", "scans/case_0.png,empty.png"], r"line 2: .*empty\.png: expected a region"),
         (["source,strength,edge_map", "scans/case_0.png,1,large.png"], r"large\.png: expected shape \(12, 10\)"),
@@ -555,6 +568,55 @@ def test_what_is_bad_is_left_out_when_asked_and_no_path_is_told(
     made, reasons = left_out("table", conditions=table_path)
     assert made == ["scans/case_2.png"]
     assert reasons["conditions.csv, line 2"].startswith("regions/case_0.png: expected a region")
+
+
+def test_sources_without_a_label_map_are_listed_once(
+    model_all: Path, sources_2d: dict[str, Path], tmp_path: Path
+) -> None:
+    (sources_2d["labels"] / "case_1.png").unlink()
+    picture(sources_2d["labels"], "case_2.png", np.zeros(SIDES, dtype=np.uint8))
+    given = {"sources": sources_2d["sources"], "labels": sources_2d["labels"], "strength": 0.5}
+    records = synthesize(tmp_path / "out", model=str(model_all), skip_bad=True, **given, **FAST)
+    assert [record.label["file"] for record in records] == ["case_0.png"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    reasons = {row["case"]: row["reason"] for row in rows}
+    assert len(rows) == 2
+    assert reasons["case_1"].startswith("case_1.png: expected a label map of the same name (case_1.*), got none")
+    assert reasons["case_2"].startswith("case_2.png: expected at least one voxel of a class")
+
+
+@pytest.mark.parametrize("way", ["sources", "edges", "channels", "source", "none"])
+def test_the_split_of_source_and_edge_scans_is_told_where_there_is_one(
+    make_generator: Callable[..., Generator],
+    sources_2d: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
+) -> None:
+    channels = 3 if way == "channels" else 1
+    make_generator(2, channels=channels, conditions=("mask", "edge")).save_pretrained(tmp_path / "m")
+    root = tmp_path / "set"
+    names = {str(channel): f"MR{channel}" for channel in range(channels)}
+    content = {"channel_names": names, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}
+    root.mkdir()
+    (root / "dataset.json").write_text(json.dumps(content))
+    for index in range(3):
+        scan, label = (read(sources_2d[name] / f"case_{index}.png") for name in ("sources", "labels"))
+        picture(root / "labelsTr", f"case_{index}.png", label)
+        for channel in range(channels):
+            picture(root / "imagesTr", f"case_{index}_{channel:04d}.png", scan)
+    if way != "none":
+        (root / "val.txt").write_text("case_1\ncase_2\n")
+    table_path = conditions_csv(root, "source,strength", "imagesTr/case_1_0000.png,0.3", "imagesTr/case_1_0000.png,1")
+    whole = {"sources": root / "imagesTr", "strength": 0.5}
+    given = {"edges": {"edges": root / "imagesTr"}, "source": {"conditions": table_path}}.get(way, whole)
+    synthesize(tmp_path / "out", model=str(tmp_path / "m"), num_samples=1, **given, **FAST)
+    text = capsys.readouterr().out
+    kind = "edge scans" if way == "edges" else "source scans"
+    listing = "1 of val" if way == "source" else "1 of train, 2 of val"
+    warning = f"{kind}: {listing}. Scans made from {kind} of val must not train what is tested on that split"
+    assert (warning in text) == (way != "none")
+    assert ("must not train" in text) == (way != "none")
 
 
 def test_no_folder_is_told_of_what_fails_while_sampling(
