@@ -14,7 +14,7 @@ from medgen.planning.plan import (
     TuningPlan,
     network_arguments,
 )
-from medgen.planning.rules import make_plan
+from medgen.planning.rules import cap_steps, make_plan
 from medgen.planning.summary import check_plan, learned_from, summarize_plan
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "StageName",
     "TextPlan",
     "TuningPlan",
+    "cap_steps",
     "check_plan",
     "choose_conditions",
     "facts_of",

@@ -270,3 +270,26 @@ def _choose_width(plan: Plan, stage: StageName, operations: float, seen: Fingerp
     if stage == "autoencoder":
         changes["adversarial_start"] = steps // 3
     return dataclasses.replace(plan, **{stage: dataclasses.replace(wanted, **changes)})
+
+
+def cap_steps(plan: Plan, steps: int | None) -> Plan:
+    """The plan with no stage longer than asked for.
+
+    Args:
+        plan: The plan.
+        steps: Most steps of a stage; None leaves it as it is.
+
+    Returns:
+        The plan.
+    """
+    if steps is None:
+        return plan
+    short = {}
+    for name in STAGES:
+        stage = getattr(plan, name)
+        if stage is not None:
+            short[name] = dataclasses.replace(stage, steps=min(stage.steps, steps))
+    if plan.autoencoder is not None:
+        start = min(plan.autoencoder.adversarial_start, steps // 2)
+        short["autoencoder"] = dataclasses.replace(short["autoencoder"], adversarial_start=start)
+    return dataclasses.replace(plan, **short)

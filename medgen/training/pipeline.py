@@ -11,6 +11,7 @@ from medgen.planning import (
     Plan,
     StageName,
     TuningPlan,
+    cap_steps,
     check_plan,
     make_plan,
     summarize_plan,
@@ -23,7 +24,7 @@ from medgen.training.folder import (
     show_plan,
 )
 from medgen.training.processes import check_batches, choose_accelerator
-from medgen.training.run import Run, cap_steps
+from medgen.training.run import Run
 from medgen.types import BadInputError
 
 

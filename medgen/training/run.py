@@ -16,11 +16,11 @@ from medgen.data.dataset import Dataset, split_cases
 from medgen.generator import Generator
 from medgen.networks import Autoencoder, Denoiser, add_lora, merge_lora, save_lora
 from medgen.planning import (
-    STAGES,
     DenoiserPlan,
     DiffusionPlan,
     Plan,
     StageName,
+    cap_steps,
     learned_from,
     network_arguments,
 )
@@ -49,29 +49,6 @@ if TYPE_CHECKING:
     from medgen.training.control import AnyDenoiser
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
-
-
-def cap_steps(plan: Plan, steps: int | None) -> Plan:
-    """The plan with no stage longer than asked for.
-
-    Args:
-        plan: The plan.
-        steps: Most steps of a stage; None leaves it as it is.
-
-    Returns:
-        The plan.
-    """
-    if steps is None:
-        return plan
-    short = {}
-    for name in STAGES:
-        stage = getattr(plan, name)
-        if stage is not None:
-            short[name] = dataclasses.replace(stage, steps=min(stage.steps, steps))
-    if plan.autoencoder is not None:
-        start = min(plan.autoencoder.adversarial_start, steps // 2)
-        short["autoencoder"] = dataclasses.replace(short["autoencoder"], adversarial_start=start)
-    return dataclasses.replace(plan, **short)
 
 
 def _identity(scan: CachedScan) -> str:
