@@ -44,3 +44,17 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
         ``(len(seeds), *shape)`` float32 on the CPU; row ``i`` depends on ``seeds[i]`` only.
     """
     return torch.stack([torch.randn(tuple(shape), generator=stream(seed, "noise")) for seed in seeds])
+
+
+def draw(rows: Sequence[int], count: int, *key: int | str) -> list[int]:
+    """Some of the rows, without replacement, in an order of their own.
+
+    Args:
+        rows: What to draw from.
+        count: How many, at most.
+        *key: Names the draw; equal keys give equal draws.
+
+    Returns:
+        The drawn rows.
+    """
+    return [rows[index] for index in torch.randperm(len(rows), generator=stream(*key, "draw")).tolist()[:count]]

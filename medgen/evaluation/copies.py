@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from medgen.evaluation.scans import Scans, normalize, read_scan
+from medgen.data.standard import normalize, read_scan
+from medgen.evaluation.scans import Scans
 from medgen.evaluation.split import Split
 from medgen.metrics.authenticity import auth_pct, c_t
 from medgen.metrics.copies import CopySearch, find_copies

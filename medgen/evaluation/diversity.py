@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from medgen.evaluation.scans import Scans, normalize, read_scan
+from medgen.data.standard import normalize, read_scan
+from medgen.evaluation.scans import Scans
 from medgen.metrics import ms_ssim, num_scales
-from medgen.seeding import stream
+from medgen.seeding import draw
 from medgen.threads import side_by_side
 
 
@@ -48,20 +48,6 @@ def diversity(real: Scans, synthetic: Scans, num_pairs: int, seed: int) -> dict[
         if result[name]:
             result[name]["minus_real"] = result[name]["mean"] - result["real"]["mean"]
     return result
-
-
-def draw(rows: Sequence[int], count: int, *key: int | str) -> list[int]:
-    """Some of the rows, without replacement, in an order of their own.
-
-    Args:
-        rows: What to draw from.
-        count: How many, at most.
-        *key: Names the draw; equal keys give equal draws.
-
-    Returns:
-        The drawn rows.
-    """
-    return [rows[index] for index in torch.randperm(len(rows), generator=stream(*key, "draw")).tolist()[:count]]
 
 
 def _similarity(

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from medgen.evaluation.diversity import draw
 from medgen.evaluation.scans import Region, Scans
 from medgen.evaluation.split import Split
 from medgen.metrics.protocols import PROTOCOLS
 from medgen.metrics.radiomic_distance import RadiomicDistance
 from medgen.metrics.resampling import group_rows, relabel
-from medgen.seeding import stream
+from medgen.seeding import draw, stream
 from medgen.types import BadInputError
 
 _SHOWN = 10  # features that differ most

@@ -19,10 +19,9 @@ from medgen.data.dataset import load_case, read_dataset
 from medgen.evaluation import copies
 from medgen.evaluation.cache import FeatureCache
 from medgen.evaluation.caveats import caveats, differing_names, lift_shared, shared_names
-from medgen.evaluation.diversity import diversity, draw
+from medgen.evaluation.diversity import diversity
 from medgen.evaluation.radiomic import radiomic_distances, radiomic_shift
 from medgen.evaluation.scans import Recipe, Region, Scans, measure
-from medgen.evaluation.segmenter import DivergedError
 from medgen.evaluation.split import Split, split_real
 from medgen.evaluation.utility import measure_utility
 from medgen.metrics import build_extractor, published_name, stamp
@@ -35,6 +34,8 @@ from medgen.provenance import hide_folder, runtime_info, write_text
 from medgen.report.page import write_report
 from medgen.report.rows import all_warnings
 from medgen.report.verdict import verdict
+from medgen.seeding import draw
+from medgen.segmentation import DivergedError
 from medgen.threads import cores, single_threaded
 from medgen.types import BadInputError
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from medgen.data.case import Case, Dataset
+from medgen.data.case import Dataset
 from medgen.evaluation.caveats import shared_names
-from medgen.evaluation.diversity import draw
-from medgen.evaluation.scans import Scans, normalize, read_scan
-from medgen.evaluation.segmenter import Pair, Recipe, score_segmenter, train_segmenter
+from medgen.evaluation.scans import Scans
 from medgen.evaluation.split import Split
-from medgen.seeding import stream
-from medgen.threads import side_by_side
+from medgen.seeding import draw, stream
+from medgen.segmentation import Recipe, fit_preparation, load_pairs, score_segmenter, train_segmenter
 from medgen.types import BadInputError
 
 FEWEST = 5  # labelled scans of a set, below which a segmenter learns nothing
 STEPS = 300
 _MEMORY = 512 * 2**20  # bytes of prepared scans, for each set
 _MOST = 1000  # scans of each set
-_LONGEST = {2: 128, 3: 96}  # voxels along an axis
 _RESAMPLES = 1000
 _TAILS = (0.025, 0.975)
 
@@ -86,9 +82,13 @@ def measure_utility(
             raise BadInputError(
                 f"Utility: expected at least {FEWEST} labelled {name} scans{owned}, got {len(found)}. Add scans."
             )
-    prepare, patch, most = _preparation(real, labelled["training"], seed)
+    preparation = fit_preparation([real.cases[row] for row in labelled["training"]], real.dataset, seed)
+    patch, most = preparation.patch, min(_MOST, max(FEWEST, _MEMORY // preparation.bytes_per_scan))
     chosen = {name: draw(found, most, seed, "utility", name) for name, found in labelled.items()}
-    pairs = {name: _load(sets[name], found, prepare, name) for name, found in chosen.items()}
+    pairs = {
+        name: load_pairs([sets[name].cases[row] for row in found], sets[name].dataset, preparation, name)
+        for name, found in chosen.items()
+    }
     real_pairs = pairs["training"]
     made_pairs = [p for p, row in zip(pairs["synthetic"], chosen["synthetic"], strict=True) if row in set(learnable)]
     if equal_counts:
@@ -136,50 +136,6 @@ def _classes(real: Dataset, synthetic: Dataset) -> list[str]:
             f"{real.root.resolve().name}, got {len(synthetic.class_names) - 1}. Give both sets the same classes."
         )
     return [name for value, name in sorted(shared_names(real, synthetic).items()) if value]
-
-
-def _preparation(
-    real: Scans, rows: Sequence[int], seed: int
-) -> tuple[Callable[[Case, Dataset], Pair], tuple[int, ...], int]:
-    """How a scan is read, the patch in voxels that the segmenter sees, and the scans that memory holds."""
-    dims = real.dataset.spatial_dims
-    grids = [read_scan(real.cases[row], real.dataset)[2] for row in draw(rows, 16, seed, "utility", "grids")]
-    spacing, shape = (
-        torch.tensor(facts, dtype=torch.float64).median(dim=0).values
-        for facts in ([grid.spacing for grid in grids], [grid.shape for grid in grids])
-    )
-    target = spacing * (shape.max() / _LONGEST[dims]).clamp(min=1)
-    size = shape * spacing / target
-    if dims == 2:
-        size = size.max().expand(2)
-    edges = ((size / 16).round() * 16).clamp(32, _LONGEST[2] if dims == 2 else 48)
-    patch = tuple(int(edge) for edge in edges)
-
-    def prepare(case: Case, dataset: Dataset) -> Pair:
-        image, label, grid = read_scan(case, dataset)
-        if label is None:
-            raise BadInputError(f"{case.case}: expected a label, got none.")
-        image = normalize(image, case, dataset).clamp(0, 1)
-        if dims == 2:
-            goal = patch
-        else:
-            own = torch.tensor(grid.spacing, dtype=torch.float64) if grid.known else spacing
-            goal = tuple(int(n) for n in (torch.tensor(label.shape) * own / target).round().clamp(min=1))
-        if tuple(label.shape) != goal:
-            smaller = any(n < m for n, m in zip(goal, label.shape, strict=True))
-            mode = "area" if smaller else ("bilinear" if dims == 2 else "trilinear")
-            image = F.interpolate(image[None], goal, mode=mode)[0]
-            label = F.interpolate(label[None, None].float(), goal, mode="nearest-exact")[0, 0]
-        return image.half(), label.to(torch.uint8)
-
-    each = math.prod(size.tolist()) * (2 * len(real.dataset.channel_names) + 1)
-    return prepare, patch, min(_MOST, max(FEWEST, int(_MEMORY / each)))
-
-
-def _load(scans: Scans, rows: Sequence[int], prepare: Callable[[Case, Dataset], Pair], name: str) -> list[Pair]:
-    with side_by_side() as pool:
-        loaded = pool.map(lambda row: prepare(scans.cases[row], scans.dataset), rows)
-        return list(tqdm(loaded, desc=f"{name} scans for segmenters", total=len(rows), unit="scan"))
 
 
 def _summarize(

@@ -117,12 +117,15 @@ class DenoiserPlan(DiffusionPlan):
         condition_dropout: Chance that a sample trains without a condition, each on its own, for guidance.
         guidance_scale: Default at synthesis; 1 is off.
         temperature: Default at synthesis: factor on the noise that a scan starts from. Below 1 its texture is cleaner.
+        balance: Column of the metadata whose values are drawn equally often in training, so that rare ones are learned
+            too; null draws every scan equally often.
     """
 
     conditions: ConditionsPlan = field(default_factory=ConditionsPlan)
     condition_dropout: float = 0.15
     guidance_scale: float = 1.5
     temperature: float = 0.9
+    balance: str | None = None
 
 
 @dataclass

@@ -63,6 +63,24 @@ def draw_variant(augmented: torch.Tensor, seed: int) -> int:
     return acquired + draw if draw < changed else int(torch.randint(acquired, (1,), generator=chance))
 
 
+def balance_draws(files: Sequence[Path], groups: Sequence[str]) -> list[Path]:
+    """Repeat the files of small groups, so that a pass over all files draws every group equally often.
+
+    Args:
+        files: One a scan.
+        groups: Of each scan.
+
+    Returns:
+        For each group as many files as the largest has; within a group no file occurs more than once more often than
+        another.
+    """
+    members: dict[str, list[Path]] = {}
+    for file, group in zip(files, groups, strict=True):
+        members.setdefault(group, []).append(file)
+    most = max(map(len, members.values()))
+    return [own[index % len(own)] for own in members.values() for index in range(most)]
+
+
 class _Row(NamedTuple):
     """One version of a scan: clean sample, weight of each voxel, whether it is augmented, and what steers it."""
 

@@ -31,7 +31,7 @@ from medgen.training.autoencoder import AutoencoderStage
 from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
 from medgen.training.card import write_card
 from medgen.training.control import ControlledDenoiser, new_control
-from medgen.training.denoiser import DenoiserStage
+from medgen.training.denoiser import DenoiserStage, balance_draws
 from medgen.training.describe import describe_generator
 from medgen.training.folder import (
     REJECTED,
@@ -334,6 +334,17 @@ class Run:
             self._save(generator)
         self.accelerator.wait_for_everyone()
 
+    def _groups(self, scans: list[CachedScan], column: str) -> list[str]:
+        """Value of a column of the metadata for each scan."""
+        meta = {case.case: case.meta for case in self.dataset.cases}
+        empty = [scan.case for scan in scans if not meta[scan.case].get(column)]
+        if empty:
+            raise BadInputError(
+                f"denoiser.balance: expected a value of {column!r} for every training scan, got none for {len(empty)} "
+                f"of {len(scans)}, such as {empty[0]}. Fill the column in the metadata, or set it to null."
+            )
+        return [meta[scan.case][column] for scan in scans]
+
     def _train_denoiser(
         self,
         name: Literal["denoiser", "label", "control", "tuning"],
@@ -367,6 +378,8 @@ class Run:
         kind, cached = ("scans", "denoiser") if is_image else ("labels", "label")
         train = self._variants(train_scans, generator, cached, plan, plan.variants, f"training {kind}")
         val = self._variants(val_scans, generator, cached, plan, 1, f"validation {kind}")
+        if is_image and self.plan.denoiser.balance is not None:
+            train = balance_draws(train, self._groups(train_scans, self.plan.denoiser.balance))
         stage = DenoiserStage(
             name,
             denoiser,

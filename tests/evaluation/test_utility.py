@@ -9,11 +9,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medgen.data.case import Case, Dataset
-from medgen.evaluation import evaluate, segmenter, utility
-from medgen.evaluation.scans import Scans, read_scan
+from medgen.data.standard import read_scan
+from medgen.evaluation import evaluate, utility
+from medgen.evaluation.scans import Scans
 from medgen.evaluation.split import Split
 from medgen.evaluation.utility import measure_utility
 from medgen.provenance import sha256_array
+from medgen.segmentation import fit_preparation, load_pairs, segmenter
 from medgen.types import BadInputError
 
 FLAT, DEEP = (32, 32), (32, 32, 32)
@@ -116,10 +118,15 @@ def test_volumes(make: Set) -> None:
     found = measure_utility(real, synthetic, SPLIT, steps=1)
     assert found["recipe"]["patch"] == [32, 32, 32]
     assert all(0 <= value <= 1 for values in (*found["dice"].values(), found["adherence"]) for value in values)
-    prepare, patch, _ = utility._preparation(real, SPLIT.train, 0)
-    learned, tested = (utility._load(real, rows, prepare, "") for rows in (SPLIT.train, SPLIT.val))
-    network = segmenter.train_segmenter(learned, segmenter.Recipe(30, 2), patch, 3, 0, torch.device("cpu"), "real")
-    assert segmenter.score_segmenter(network, tested, patch, 2).mean(dim=0)[0] > 0.8
+    preparation = fit_preparation([real.cases[row] for row in SPLIT.train], real.dataset, 0)
+    learned, tested = (
+        load_pairs([real.cases[row] for row in rows], real.dataset, preparation, "")
+        for rows in (SPLIT.train, SPLIT.val)
+    )
+    network = segmenter.train_segmenter(
+        learned, segmenter.Recipe(30, 2), preparation.patch, 3, 0, torch.device("cpu"), "real"
+    )
+    assert segmenter.score_segmenter(network, tested, preparation.patch, 2).mean(dim=0)[0] > 0.8
 
 
 @pytest.mark.parametrize(
@@ -127,16 +134,16 @@ def test_volumes(make: Set) -> None:
 )
 def test_large_scans_are_shrunk(make: Set, shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
     scans = make(range(2), shape)
-    prepare, found, most = utility._preparation(scans, [0, 1], 0)
-    image, label = prepare(scans.cases[0], scans.dataset)
-    assert found == patch
+    preparation = fit_preparation(scans.cases, scans.dataset, 0)
+    image, label = preparation(scans.cases[0], scans.dataset)
+    assert preparation.patch == patch
     assert tuple(label.shape) == (patch if len(shape) == 2 else (96, 38, 13))
     assert image.shape == (1, *label.shape)
     given = read_scan(scans.cases[0], scans.dataset)[1]
     nearest = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(label.shape, shape, strict=True)]
     assert given is not None
     assert (label.numpy() == given.numpy()[np.ix_(*nearest)]).mean() > 0.999
-    assert most * (image.nbytes + label.nbytes) <= 600e6
+    assert image.nbytes + label.nbytes <= 1.2 * preparation.bytes_per_scan
 
 
 def test_scans_without_label_are_counted_and_too_few_are_refused(make: Set, real: Scans) -> None:

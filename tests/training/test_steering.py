@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -25,6 +26,7 @@ from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.training.cache import CachedScan
 from medgen.training.control import plan_on
+from medgen.training.denoiser import DenoiserStage, balance_draws
 from medgen.training.steering import Steering, build_text_encoder
 from medgen.types import BadInputError
 
@@ -120,6 +122,37 @@ def test_changed_metadata_are_another_run(folder, tmp_path, tiny_plan):
     (data / "metadata.csv").write_text(table.replace("small", "tiny"))
     with pytest.raises(BadInputError, match="training scan case_0 has changed"):
         train(data, tmp_path / "run", plan=plan, device="cpu", max_steps=1)
+
+
+def test_rare_values_of_a_column_are_drawn_as_often_as_common_ones(folder, tmp_path, tiny_plan, monkeypatch):
+    files = [Path(name) for name in "abcdefg"]
+    drawn = Counter(path.name for path in balance_draws(files, list("xxxxxyy")))
+    assert drawn == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 3, "g": 2}
+    seen: Counter[str] = Counter()
+    read = DenoiserStage._read
+
+    def counted(stage: DenoiserStage, path: Path, seed: int | None) -> object:
+        seen[path.stem] += seed is not None
+        return read(stage, path, seed)
+
+    monkeypatch.setattr(DenoiserStage, "_read", counted)
+    table = (folder / "metadata.csv").read_text()
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("images", "labels"):
+        (data / name).symlink_to(folder / name)
+    (data / "metadata.csv").write_text(table.replace("train,a small ball,AP", "train,a small ball,PA"))  # case_0
+    plan = tiny_plan(
+        denoiser={"balance": "view", "steps": 12, "batch_size": 2},
+        autoencoder=None,
+        label=None,
+        class_names={0: "background", 1: "class_1"},
+    )
+    train(data, tmp_path / "run", plan=plan, device="cpu")
+    assert +seen == {"case_0": 6, "case_2": 12, "case_3": 6}  # case_1 has no label map
+    plan.denoiser.balance = "age"
+    with pytest.raises(BadInputError, match="expected a value of 'age' for every training scan, got none for 1 of 3"):
+        train(data, tmp_path / "refused", plan=plan, device="cpu")
 
 
 @pytest.mark.parametrize("spatial_dims", [2])
