@@ -64,6 +64,8 @@ class SampleRecord:
         guidance_rescale: Share by which it gave back the standard deviation that it added.
         network_evaluations: Passes of the denoiser; None in records from before they were counted.
         controls: How control branches acted, by condition, where not as trained.
+        minority_scale: w of the guidance towards rare samples; 0 is off.
+        gates: What the gates said of it, its `reasons` and `scores`; empty where none judged it.
     """
 
     case: str
@@ -93,6 +95,8 @@ class SampleRecord:
     guidance_rescale: float = 0.0
     network_evaluations: int | None = None
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    minority_scale: float = 0.0
+    gates: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
+
+_Row = TypeVar("_Row")
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -46,7 +49,7 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
     return torch.stack([torch.randn(tuple(shape), generator=stream(seed, "noise")) for seed in seeds])
 
 
-def draw(rows: Sequence[int], count: int, *key: int | str) -> list[int]:
+def draw(rows: Sequence[_Row], count: int, *key: int | str) -> list[_Row]:
     """Some of the rows, without replacement, in an order of their own.
 
     Args:

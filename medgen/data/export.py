@@ -37,6 +37,10 @@ _OWN_NAMES = (
     "manifest.jsonl",
     "contact_sheet.png",
     "README.md",
+    "rejected",
+    "scores.jsonl",
+    "gates.json",
+    "gates.png",
     RUN_FILE,
 )
 # A training run keeps a `run.json` too, and one of these beside it.
@@ -70,11 +74,11 @@ def prepare_output(
     Args:
         folder: Where the run writes. It is made if it does not exist.
         settings: JSON values that tell this run from every other; they are kept in ``run.json``. The run of a model
-            has its ``model_hash`` among them: only such a run is ever replaced.
-        overwrite: Replace another synthesis: ``imagesTr`` and ``labelsTr`` go with all that is in them, and so do
-            ``dataset.json``, ``metadata.csv``, ``classes.json``, the manifest, the contact sheet, ``README.md`` and
-            ``run.json``. Other files stay. A folder without ``run.json``, or of a training run, is refused all the
-            same.
+            has its ``model_hash`` among them, that of gates a ``reference_digest``: only such a run is ever replaced.
+        overwrite: Replace another synthesis, or another set that gates let through: ``imagesTr``, ``labelsTr`` and
+            ``rejected`` go with all that is in them, and so do ``dataset.json``, ``metadata.csv``, ``classes.json``,
+            the manifest and scores, the pictures, ``gates.json``, ``README.md`` and ``run.json``. Other files stay. A
+            folder without ``run.json``, or of a training run, is refused all the same.
 
     Returns:
         ``new``, or ``resumed`` where the folder holds a run of the same settings.
@@ -325,7 +329,7 @@ def write_json(path: Path, content: object) -> Path:
 
 def _is_synthesis(root: Path, found: Any) -> bool:
     trained = any((root / name).exists() for name in _TRAINING_NAMES)
-    return isinstance(found, dict) and "model_hash" in found and not trained
+    return isinstance(found, dict) and bool({"model_hash", "reference_digest"} & set(found)) and not trained
 
 
 def _make_folders(root: Path) -> None:

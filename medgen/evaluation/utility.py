@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from medgen.data.case import Dataset
+from medgen.data.origin import made_from
 from medgen.evaluation.caveats import shared_names
 from medgen.evaluation.scans import Scans
 from medgen.evaluation.split import Split
@@ -43,9 +44,9 @@ def measure_utility(
     in number, a difference between the first two is due to the scans. Nothing is mirrored in training: many labels
     tell left from right. The first segmenter also judges adherence: whether synthetic scans show what their labels say.
 
-    Synthetic scans whose label map is that of a validation scan are not learned from. Scans are compared at no more
-    than 128² pixels or, with 3D scans, about 96 voxels along the longest axis, in the median spacing of the real scans.
-    Intervals speak of other validation patients, not of another training.
+    Synthetic scans that were made from a validation scan, or have its label map, are not learned from. Scans are
+    compared at no more than 128² pixels or, with 3D scans, about 96 voxels along the longest axis, in the median
+    spacing of the real scans. Intervals speak of other validation patients, not of another training.
 
     Args:
         real: The measured real scans.
@@ -75,10 +76,15 @@ def measure_utility(
     sets = {"training": real, "validation": real, "synthetic": synthetic}
     labelled = {name: [row for row in rows[name] if sets[name].cases[row].label is not None] for name in rows}
     held_out = {real.labels[row] for row in labelled["validation"]}
-    learnable = [row for row in labelled["synthetic"] if synthetic.labels[row] not in held_out]
+    edited = made_from(synthetic.dataset, [real.cases[row] for row in rows["validation"]])
+    learnable = [
+        row
+        for row in labelled["synthetic"]
+        if synthetic.labels[row] not in held_out and synthetic.cases[row].case not in edited
+    ]
     for name, found in {**labelled, "synthetic": learnable}.items():
         if len(found) < FEWEST:
-            owned = ", whose label maps are not those of validation scans" if name == "synthetic" else ""
+            owned = ", made from neither validation scans nor their label maps" if name == "synthetic" else ""
             raise BadInputError(
                 f"Utility: expected at least {FEWEST} labelled {name} scans{owned}, got {len(found)}. Add scans."
             )
@@ -108,7 +114,7 @@ def measure_utility(
     fit = _summarize(adherence, made_groups, seed)
     gains = {name: _summarize(tested[name] - tested["real"], groups, seed) for name in list(material)[1:]}
     left_out = len(labelled["synthetic"]) - len(learnable)
-    shared = f"{left_out} synthetic scans have the label map of a validation scan; no segmenter learned from them."
+    shared = f"{left_out} synthetic scans were made from a validation scan or its label map; nothing learned from them."
     return {
         "steps": recipe.steps,
         "classes": classes,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from medgen.data.case import Case, Dataset
 from medgen.data.standard import normalize, read_scan
 from medgen.seeding import draw
-from medgen.segmentation.segmenter import Pair
+from medgen.segmentation.augmentation import Pair
 from medgen.threads import side_by_side
 from medgen.types import BadInputError
 
@@ -53,19 +53,37 @@ class Preparation:
         image, label, grid = read_scan(case, dataset)
         if label is None:
             raise BadInputError(f"{case.case}: expected a label, got none.")
-        image = normalize(image, case, dataset).clamp(0, 1)
-        dims = label.ndim
         goal = self.patch
-        if dims == 3:
+        if label.ndim == 3:
             own = grid.spacing if grid.known else self.spacing
             lengths = zip(label.shape, own, self.target, strict=True)
             goal = tuple(max(1, round(count * edge / target)) for count, edge, target in lengths)
         if tuple(label.shape) != goal:
-            smaller = any(n < m for n, m in zip(goal, label.shape, strict=True))
-            mode = "area" if smaller else ("bilinear" if dims == 2 else "trilinear")
-            image = F.interpolate(image[None], goal, mode=mode)[0]
             label = F.interpolate(label[None, None].float(), goal, mode="nearest-exact")[0, 0]
-        return image.half(), label.to(torch.uint8)
+        return _resize(normalize(image, case, dataset), goal), label.to(torch.uint8)
+
+    def image(self, case: Case, dataset: Dataset) -> torch.Tensor:
+        """Read a scan whole, without its label map.
+
+        Args:
+            case: One of the cases of the set.
+            dataset: The set.
+
+        Returns:
+            ``(C, *patch)`` float16 in [0, 1].
+
+        Raises:
+            BadInputError: If the scan cannot be used.
+        """
+        return _resize(normalize(read_scan(case, dataset)[0], case, dataset), self.patch)
+
+
+def _resize(image: torch.Tensor, goal: tuple[int, ...]) -> torch.Tensor:
+    if tuple(image.shape[1:]) != goal:
+        smaller = any(n < m for n, m in zip(goal, image.shape[1:], strict=True))
+        mode = "area" if smaller else ("bilinear" if len(goal) == 2 else "trilinear")
+        image = F.interpolate(image.clamp(0, 1)[None], goal, mode=mode)[0]
+    return image.clamp(0, 1).half()
 
 
 def fit_preparation(cases: Sequence[Case], dataset: Dataset, seed: int) -> Preparation:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from medgen.seeding import derive_seed, stream
+from medgen.segmentation.augmentation import Augmentation, Pair, augment
 
 
 class DivergedError(RuntimeError):
     """The training of a segmenter came to no finite loss."""
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]  # image (C, *spatial) float16 in [0, 1], label (*spatial) uint8
 
 
 @dataclass(frozen=True)
@@ -28,62 +25,37 @@ class Recipe:
     Attributes:
         steps: Optimizer steps; the last weights are taken.
         batch_size: Crops a step.
-        features: Channels of MONAI's BasicUNet.
+        features: Channels of MONAI's residual UNet; each level after the first halves the resolution.
         learning_rate: Peak of the one-cycle schedule of AdamW.
-        rotation: Largest turn in degrees.
-        scaling: Logarithm of the largest scale.
-        shift: Largest move, in halves of the scan.
-        gamma: Logarithm of the largest exponent of the intensities.
-        noise: Largest standard deviation of the noise, in intensities of [0, 1].
+        augmentation: How crops are changed.
     """
 
     steps: int
     batch_size: int
-    features: tuple[int, ...] = (16, 16, 32, 64, 64, 16)
+    features: tuple[int, ...] = (16, 32, 64, 128)
     learning_rate: float = 2e-3
-    rotation: float = 15.0
-    scaling: float = 0.15
-    shift: float = 0.1
-    gamma: float = 0.3
-    noise: float = 0.05
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
-def augment(pair: Pair, recipe: Recipe, patch: tuple[int, ...], generator: torch.Generator) -> Pair:
-    """A crop, in 3D around a labelled voxel every other time, slightly turned, scaled, and changed in brightness.
-
-    Nothing is mirrored: many labels tell left from right.
+def build_segmenter(recipe: Recipe, dims: int, channels: int, classes: int, seed: int) -> nn.Module:
+    """A segmenter with fresh weights.
 
     Args:
-        pair: Image and label.
-        recipe: How much to change.
-        patch: Voxels of the crop along each axis.
-        generator: Of all draws.
+        recipe: Gives its size.
+        dims: 2 or 3.
+        channels: Of the image.
+        classes: Classes, with the background.
+        seed: Of the weights, on which nothing else bears.
 
     Returns:
-        Image ``(C, *patch)`` float32, about in [0, 1], and label ``(1, *patch)`` int64.
+        The network, ``(B, C, *spatial)`` to logits ``(B, classes, *spatial)``.
     """
-    image, label = pair[0].float(), pair[1]
-    dims, size, crop = label.ndim, torch.tensor(label.shape), torch.tensor(patch)
+    from monai.networks.nets import UNet
 
-    def uniform(bound: float, count: int = 1) -> torch.Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * bound
-
-    skew = torch.zeros(dims, dims)
-    angles = uniform(math.radians(recipe.rotation), 3 if dims == 3 else 1)
-    for angle, (i, j) in zip(angles, [(0, 1), (0, 2), (1, 2)], strict=False):
-        skew[i, j], skew[j, i] = -angle, angle
-    matrix = torch.linalg.matrix_exp(skew) * torch.exp(uniform(recipe.scaling))
-    center = uniform(1.0, dims) * (1 - crop / size).clamp(min=0) + uniform(recipe.shift, dims)
-    on_label, which = torch.rand(2, generator=generator).tolist()
-    if dims == 3 and on_label < 0.5 and len(inside := label.nonzero()):
-        center = (2 * inside[int(which * len(inside))] + 1) / size - 1
-    # From voxels to the units and the order of axes of grid_sample.
-    affine = torch.cat([(matrix * crop / size[:, None]).flip(0, 1), center.flip(0)[:, None]], dim=1)[None]
-    grid = F.affine_grid(affine, [1, 1, *patch], align_corners=False)
-    image = F.grid_sample(image[None], grid, align_corners=False)[0]  # 0, the darkest value, outside
-    label = F.grid_sample(label[None, None].float(), grid, mode="nearest", align_corners=False)[0].long()
-    image = image.clamp(0, 1) ** torch.exp(uniform(recipe.gamma))
-    return image + torch.randn(image.shape, generator=generator) * uniform(recipe.noise), label
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "utility", "weights"))
+        strides = (2,) * (len(recipe.features) - 1)
+        return UNet(dims, channels, classes, recipe.features, strides, num_res_units=2, norm="instance")
 
 
 def train_segmenter(
@@ -94,8 +66,9 @@ def train_segmenter(
     seed: int,
     device: torch.device,
     name: str,
+    start: nn.Module | None = None,
 ) -> nn.Module:
-    """Train from first weights that depend on `seed` and on nothing that the scans show.
+    """Train from first weights that depend on `seed` and on nothing that the scans show, or from given ones.
 
     Args:
         pairs: What to learn from.
@@ -105,6 +78,7 @@ def train_segmenter(
         seed: Of the first weights and the crops.
         device: Where to train.
         name: Of the scans, for the progress bar.
+        start: A network to go on from, which is changed; None begins with fresh weights.
 
     Returns:
         The trained network, in evaluation mode.
@@ -113,31 +87,68 @@ def train_segmenter(
         DivergedError: If the loss is not finite in the end.
     """
     from monai.losses import DiceCELoss
-    from monai.networks.nets import BasicUNet
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "utility", "weights"))
-        network = BasicUNet(len(patch), len(pairs[0][0]), classes, features=recipe.features).to(device)
+    network = start or build_segmenter(recipe, len(patch), len(pairs[0][0]), classes, seed)
+    return fit_network(
+        network,
+        len(pairs),
+        lambda index, generator: augment(pairs[index], recipe.augmentation, patch, generator),
+        DiceCELoss(softmax=True, to_onehot_y=True, include_background=False),
+        recipe,
+        seed=seed,
+        device=device,
+        name=f"segmenter on {name.replace('_', ' ')} scans",
+    )
+
+
+def fit_network(
+    network: nn.Module,
+    count: int,
+    example: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]],
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    name: str,
+) -> nn.Module:
+    """Train a network on random examples, in passes over all scans.
+
+    Args:
+        network: Is changed.
+        count: Number of scans.
+        example: Gives input and target of a scan, changed at random.
+        criterion: Loss of outputs and targets of a batch.
+        recipe: Steps, batch size and rate.
+        seed: Of the order and of all that is random in the examples.
+        device: Where to train.
+        name: What is trained, for the progress bar.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        DivergedError: If the loss is not finite in the end.
+    """
+    network = network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, pct_start=0.1)
-    criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
     order: list[int] = []
-    for step in tqdm(range(recipe.steps), desc=f"segmenter on {name.replace('_', ' ')} scans", unit="step"):
+    for step in tqdm(range(recipe.steps), desc=name, unit="step"):
         generator = stream(seed, "utility", step)
         while len(order) < recipe.batch_size:
-            order += torch.randperm(len(pairs), generator=generator).tolist()
-        batch = [augment(pairs[order.pop(0)], recipe, patch, generator) for _ in range(recipe.batch_size)]
-        image, label = (torch.stack(column).to(device) for column in zip(*batch, strict=True))
-        # In float32: under bfloat16 autocast on a CPU this network's transposed convolutions give NaN.
-        loss = criterion(network(image), label)
+            order += torch.randperm(count, generator=generator).tolist()
+        batch = [example(order.pop(0), generator) for _ in range(recipe.batch_size)]
+        inputs, targets = (torch.stack(column).to(device) for column in zip(*batch, strict=True))
+        loss = criterion(network(inputs), targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
     if not math.isfinite(loss.item()):
         raise DivergedError(
-            f"The segmenter on {name.replace('_', ' ')} scans: expected a finite loss, got {loss.item()}. "
-            "Look for scans with broken intensities, or take another seed."
+            f"The {name}: expected a finite loss, got {loss.item()}. Look for scans with broken intensities, or take "
+            "another seed."
         )
     return network.eval()
 

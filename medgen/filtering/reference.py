@@ -1,0 +1,143 @@
+"""The real scans that gates are fitted on: which they are, and what is measured of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medgen.data.case import TRAIN_SPLITS, Case, Dataset
+from medgen.filtering.consistency import VERSION
+from medgen.filtering.measure import Instruments, Measured
+from medgen.provenance import sha256_file
+from medgen.types import BadInputError
+
+_VERSION = 1  # raise when measurements of equal scans change
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Measured real scans, and what further scans are measured with.
+
+    Attributes:
+        class_names: Names by label value.
+        channel_names: Names by channel.
+        spatial_dims: 2 or 3.
+        cases: Identifiers of the N scans.
+        patients: Patient of each.
+        scans: What was measured of each; consistency by the segmenter that has not seen the patient.
+        similarity: ``(N,)`` of each to its closest real scan of another patient.
+        copy_threshold: Similarity above which a scan is a copy.
+        labels: Classes that each label file of the whole folder shows, by the SHA-256 of the file.
+        instruments: What the scans were measured with.
+        settings: `steps` and `seed` of the segmenters; no steps where none were trained.
+        digest: Of all that the measurements depend on.
+        warnings: What the user should know.
+    """
+
+    class_names: dict[int, str]
+    channel_names: dict[int, str]
+    spatial_dims: int
+    cases: list[str]
+    patients: list[str]
+    scans: list[Measured]
+    similarity: torch.Tensor
+    copy_threshold: float
+    labels: dict[str, list[str]]
+    instruments: Instruments
+    settings: dict[str, Any]
+    digest: str
+    warnings: list[str]
+
+    @property
+    def features(self) -> torch.Tensor:
+        """``(N, D)``."""
+        return torch.stack([scan.features for scan in self.scans])
+
+    @property
+    def descriptors(self) -> torch.Tensor:
+        """``(N, C, G, G[, G])``."""
+        return torch.stack([scan.descriptor for scan in self.scans])
+
+
+def patient_of(case: Case) -> str:
+    """Whose scan it is; a scan of unknown patient is one of its own.
+
+    Args:
+        case: The scan.
+
+    Returns:
+        A name that scans of one patient share.
+    """
+    return case.group or f"case {case.case}"
+
+
+def training_cases(dataset: Dataset) -> tuple[list[Case], list[str]]:
+    """Scans that gates are fitted on: the labelled ones of the training split, or of the folder where it names none.
+
+    Args:
+        dataset: The real set.
+
+    Returns:
+        The scans, and what the user should know of those left out.
+
+    Raises:
+        BadInputError: If none has a label.
+    """
+    train = [case for case in dataset.cases if case.split is None or case.split in TRAIN_SPLITS]
+    labelled = [case for case in train if case.label is not None]
+    if not labelled or len(dataset.class_names) < 2:
+        raise BadInputError(
+            f"{dataset.root}: expected labelled scans as a reference, got {len(train)} training scans without label "
+            "maps. Add them, or give another folder with --reference."
+        )
+    left_out = len(train) - len(labelled)
+    return labelled, [f"{left_out} reference scans have no label map and were left out."] if left_out else []
+
+
+def digest_of(dataset: Dataset, settings: Mapping[str, Any], *, segmenters: bool = False) -> str:
+    """Digest of all that measurements of a reference depend on.
+
+    Args:
+        dataset: The real set.
+        settings: Of the segmenters.
+        segmenters: Whether it is that of the segmenters alone, which stay where more is measured than before.
+
+    Returns:
+        SHA-256 in hexadecimal.
+
+    Raises:
+        BadInputError: If no training scan has a label, or a file is missing.
+    """
+    cases = training_cases(dataset)[0]
+    content = [
+        [case.case, case.group, [sha256_scan(path) for path in (*case.images, case.label) if path]] for case in cases
+    ]
+    names = [sorted(dataset.class_names.items()), sorted(dataset.channel_names.items())]
+    return hashlib.sha256(
+        json.dumps([VERSION, None if segmenters else _VERSION, names, content, dict(settings)]).encode()
+    ).hexdigest()
+
+
+def sha256_scan(path: Path) -> str:
+    """Digest of a file, or of all files of a DICOM series.
+
+    Args:
+        path: File or folder.
+
+    Returns:
+        SHA-256 in hexadecimal.
+
+    Raises:
+        BadInputError: If there is nothing.
+    """
+    if path.is_dir():
+        return hashlib.sha256("".join(sha256_file(part) for part in sorted(path.iterdir())).encode()).hexdigest()
+    if not path.is_file():
+        raise BadInputError(f"{path}: expected a file, got none. Add it, or take its case off the list.")
+    return sha256_file(path)

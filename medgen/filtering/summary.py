@@ -1,0 +1,88 @@
+"""What came of a filtered set: counts and reasons, as JSON, as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.data.export import write_json
+from medgen.filtering.gates import Gates
+from medgen.filtering.picture import draw_gates
+
+REPORT = "gates.json"
+PICTURE = "gates.png"
+
+
+def summarize(gates: Gates, lines: Sequence[Mapping[str, Any]], **further: Any) -> dict[str, Any]:
+    """Count what was accepted, and why pairs were not.
+
+    Args:
+        gates: The fitted gates.
+        lines: ``gates`` of each pair: its `reasons` and `scores`.
+        **further: Further values.
+
+    Returns:
+        What ``gates.json`` holds.
+    """
+    reasons = Counter(reason for line in lines for reason in line["gates"]["reasons"])
+    accepted = sum(not line["gates"]["reasons"] for line in lines)
+    return {
+        "pairs": len(lines),
+        "accepted": accepted,
+        "accept_rate": accepted / len(lines) if lines else None,
+        "reasons": dict(reasons.most_common()),
+        "only_reason": dict(
+            Counter(line["gates"]["reasons"][0] for line in lines if len(line["gates"]["reasons"]) == 1).most_common()
+        ),
+        **further,
+        "fitted": gates.describe(),
+        "warnings": gates.reference.warnings,
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Accept rate and reasons in words.
+
+    Args:
+        report: From :func:`summarize`.
+
+    Returns:
+        Some lines of text.
+    """
+    count, fitted = report["pairs"], report["fitted"]
+    head = f"accepted {report['accepted']} of {count} pairs"
+    lines = [head + (f" ({report['accept_rate']:.0%})" if count else "")]
+    if report["reasons"]:
+        width = max(len(reason) for reason in report["reasons"])
+        lines.append(f"  {'reason':<{width}}  pairs         alone")
+        for reason, number in report["reasons"].items():
+            alone = report["only_reason"].get(reason, 0)
+            lines.append(f"  {reason:<{width}}  {number:>5} ({number / count:>4.0%})  {alone:>5}")
+    lines.append(
+        f"gates fitted on {fitted['reference_scans']} real scans of "
+        f"{fitted['reference_patients']} patients, of which they reject {fitted['real_rejected_held_out']:.1%} (each "
+        "judged without its patient)"
+    )
+    return "\n".join([*lines, *(f"note: {warning}" for warning in report["warnings"])])
+
+
+def write_summary(folder: Path, gates: Gates, lines: Sequence[Mapping[str, Any]], **further: Any) -> dict[str, Any]:
+    """Write ``gates.json`` and ``gates.png``, and print the table.
+
+    Args:
+        folder: Output folder.
+        gates: The fitted gates.
+        lines: As for :func:`summarize`.
+        **further: As for :func:`summarize`.
+
+    Returns:
+        What ``gates.json`` holds.
+    """
+    report = summarize(gates, lines, **further)
+    write_json(folder / REPORT, report)
+    title = table(report).splitlines()[0]
+    draw_gates(folder / PICTURE, gates, [line["gates"] for line in lines], report["reasons"], title)
+    print(table(report))
+    return report
