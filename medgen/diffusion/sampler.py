@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medgen.diffusion.minority import MinorityGuidance
 from medgen.diffusion.objective import Objective, vp_noise_levels
 from medgen.types import BadInputError
 
@@ -105,6 +106,7 @@ def sample(
     start: Tensor | None = None,
     strength: float = 1.0,
     region: Tensor | None = None,
+    minority: MinorityGuidance | None = None,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Turn noise into samples; every row depends on its own noise only.
@@ -129,6 +131,8 @@ def sample(
         strength: Share in [0, 1] of the noise process that is run, in times, all steps within it: 1 keeps nothing of
             the start but what a model without zero terminal SNR sees of it, 0 gives the start back.
         region: ``(B, 1, *spatial)`` bool, where the start may change; None is everywhere.
+        minority: Moves each estimate towards rarer samples; None leaves it. One more call of ``denoise`` at every
+            fourth step, and its gradient.
         callback: Called after each step with its index from 0 and the state ``z``; the last is the result.
 
     Returns:
@@ -152,10 +156,13 @@ def sample(
     s, t = time_grid(objective, num_inference_steps, spacing=spacing, strength=strength)
     scale = np.ones_like(s) if objective.is_flow else np.hypot(1 - s, s)  # z = scale x
 
+    def estimate(x: Tensor, times: Tensor) -> Tensor:
+        return objective.predict_x0(denoise(x, times).float(), x, times)
+
     def predict_x0(z: Tensor, i: int) -> Tensor:
         x = z / float(scale[i])
         times = torch.full((len(x),), float(t[i]), dtype=torch.float32, device=x.device)
-        x0 = objective.predict_x0(denoise(x, times).float(), x, times)
+        x0 = estimate(x, times) if minority is None else minority(estimate, x, times, i)
         return x0 if start is None or region is None else torch.where(region, x0, start.float())
 
     if start is None:

@@ -1,6 +1,6 @@
 """Labelled synthetic scans out of a generator: lazily in Python, or as an nnU-Net data set on disk."""
 
-from medgen.synthesis.editing import Edited, edit, replace_label, translate
+from medgen.synthesis.editing import Edited, edit, replace_label, translate, translate_batch
 from medgen.synthesis.inputs import find_edges, find_labels
 from medgen.synthesis.plan import (
     EdgeSource,
@@ -31,4 +31,5 @@ __all__ = [
     "replace_label",
     "synthesize",
     "translate",
+    "translate_batch",
 ]

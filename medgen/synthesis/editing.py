@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from medgen.synthesis.inpainting import BAND, MARGIN, Inpainting, changed_region
 from medgen.synthesis.inputs import check_grid
 from medgen.synthesis.labels import LabelledGrid, place_on_model, steering_facts
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
-from medgen.synthesis.sampling import sample_batch
+from medgen.synthesis.sampling import SyntheticSample, sample_batch
 from medgen.synthesis.steering import check_settings, check_steering, require_conditions, resolve_scales
 from medgen.types import BadInputError, Grid, Spacing
 
@@ -96,48 +96,24 @@ def edit(
             labels differ outside of it, a number is out of range, the model lacks a condition that is asked for, or the
             settings do not go together.
     """
-    config, settings = generator.config, settings or SamplingSettings()
-    check_grid(Path("grid"), grid, config, kind="scan")
-    _check_shapes(grid, image, label=label, new_label=new_label)
-    if margin < 0:
-        raise BadInputError(f"margin: expected a width of 0 voxels or more, got {margin}.")
-    if new_label is not None:
-        require_conditions(generator, {"mask": "new_label"})
-    if region is None:
-        if label is None or new_label is None:
-            raise BadInputError(
-                "region: expected one, or label and new_label, which differ in it, got neither. Give one."
-            )
-        region = changed_region(label, new_label, margin=margin)
-    scan = Inpainting.fit(image, region, config, strength=strength, band=band)
-    if label is not None and new_label is not None:
-        check_labels(label, new_label, region)
-    after = label if new_label is None else new_label
-    steered = None if "mask" not in generator.conditions else after
-    item = _steered(generator, grid, steered, text=text, facts=facts or {}, edge=edge, seed=seed)
-    settings = replace(
-        settings,
-        guidance_scale=resolve_scales(generator, settings.guidance_scale),
-        temperature=config.temperature if settings.temperature is None else settings.temperature,
+    item, after = _plan(
+        generator,
+        image,
+        label,
+        grid=grid,
+        region=region,
+        new_label=new_label,
+        text=text,
+        facts=facts,
+        edge=edge,
+        seed=seed,
+        strength=strength,
+        band=band,
+        margin=margin,
     )
-    check_settings(generator, settings, generate=False)
-    made = sample_batch(generator, [replace(item, scan=scan)], settings, on_step=on_step)[0]
-    record = {
-        "strength": scan.strength,
-        "band": band,
-        "seed": seed,
-        "voxels": int(region.sum()),
-        "conditions": item.conditions,
-        "edge_sha256": None if edge is None else sha256_array(edge),
-        "settings": asdict(settings),
-        "network_evaluations": made.network_evaluations,
-        "model": config.name,
-        "model_hash": generator.weights_hash,
-        "image_sha256": sha256_array(image),
-        "region_sha256": sha256_array(region),
-        "label_sha256": None if after is None else sha256_array(after),
-    }
-    return Edited(made.image, None if after is None else after.clone(), region.clone(), record)
+    settings = _resolve(generator, settings)
+    made = sample_batch(generator, [item], settings, on_step=on_step)[0]
+    return _edited(generator, item, made, after, edge, settings)
 
 
 def translate(
@@ -193,6 +169,68 @@ def translate(
     )
 
 
+def translate_batch(
+    generator: Generator,
+    images: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor | None],
+    *,
+    grids: Sequence[Grid],
+    strength: float,
+    seeds: Sequence[int],
+    texts: Sequence[str | None] | None = None,
+    facts: Sequence[Mapping[str, str]] | None = None,
+    edges: Sequence[torch.Tensor | None] | None = None,
+    settings: SamplingSettings | None = None,
+) -> list[Edited]:
+    """Make whole scans anew from themselves, side by side in the networks.
+
+    Each is what :func:`translate` makes of it alone, to the last bit where it is the only one, else within rounding.
+
+    Args:
+        generator: As for :func:`translate`, like all that follow.
+        images: The scans.
+        labels: Their labels.
+        grids: Grid of each.
+        strength: Share in (0, 1] of the noise process that is run, of all of them.
+        seeds: Seed of the noise of each.
+        texts: What each should show; None is nothing in words.
+        facts: Attributes that each should have.
+        edges: Edges that each should follow.
+        settings: How to sample.
+
+    Returns:
+        The scans and their labels, in order.
+
+    Raises:
+        BadInputError: As for :func:`edit`.
+    """
+    planned = []
+    nothing = [None] * len(images)
+    rows = zip(images, labels, grids, seeds, texts or nothing, facts or nothing, edges or nothing, strict=True)
+    for index, (image, label, grid, seed, text, known, edge) in enumerate(rows):
+        everywhere = torch.ones(grid.shape, dtype=torch.bool)
+        item, after = _plan(
+            generator,
+            image,
+            label,
+            grid=grid,
+            region=everywhere,
+            text=text,
+            facts=known,
+            edge=edge,
+            seed=seed,
+            strength=strength,
+            band=0,
+        )
+        planned.append((replace(item, spec=replace(item.spec, index=index)), after, edge))
+    settings = _resolve(generator, settings)
+    made = sample_batch(generator, [item for item, _, _ in planned], settings, edits_together=True)
+    return [
+        _edited(generator, item, sample, after, edge, settings)
+        for (item, after, edge), sample in zip(planned, made, strict=True)
+    ]
+
+
 def replace_label(
     label: torch.Tensor,
     value: int,
@@ -235,6 +273,86 @@ def replace_label(
         raise BadInputError(f"label: expected a class besides {value}, got none. Give the class that takes its place.")
     nearest = ndimage.distance_transform_edt(own, sampling=spacing, return_distances=False, return_indices=True)
     return torch.where(gone, label[tuple(torch.from_numpy(axis).long() for axis in nearest)], label)
+
+
+def _plan(
+    generator: Generator,
+    image: torch.Tensor,
+    label: torch.Tensor | None,
+    *,
+    grid: Grid,
+    region: torch.Tensor | None,
+    new_label: torch.Tensor | None = None,
+    text: str | None,
+    facts: Mapping[str, str] | None,
+    edge: torch.Tensor | None,
+    seed: int,
+    strength: float,
+    band: int,
+    margin: int = MARGIN,
+) -> tuple[LabelledGrid, torch.Tensor | None]:
+    """An edit before it is made, checked; and the label that the scan will have."""
+    config = generator.config
+    check_grid(Path("grid"), grid, config, kind="scan")
+    _check_shapes(grid, image, label=label, new_label=new_label)
+    if margin < 0:
+        raise BadInputError(f"margin: expected a width of 0 voxels or more, got {margin}.")
+    if new_label is not None:
+        require_conditions(generator, {"mask": "new_label"})
+    if region is None:
+        if label is None or new_label is None:
+            raise BadInputError(
+                "region: expected one, or label and new_label, which differ in it, got neither. Give one."
+            )
+        region = changed_region(label, new_label, margin=margin)
+    scan = Inpainting.fit(image, region, config, strength=strength, band=band)
+    if label is not None and new_label is not None:
+        check_labels(label, new_label, region)
+    after = label if new_label is None else new_label
+    steered = None if "mask" not in generator.conditions else after
+    item = _steered(generator, grid, steered, text=text, facts=facts or {}, edge=edge, seed=seed)
+    return replace(item, scan=scan), after
+
+
+def _resolve(generator: Generator, settings: SamplingSettings | None) -> SamplingSettings:
+    """Settings with the model's own where none are given, checked."""
+    settings = settings or SamplingSettings()
+    settings = replace(
+        settings,
+        guidance_scale=resolve_scales(generator, settings.guidance_scale),
+        temperature=generator.config.temperature if settings.temperature is None else settings.temperature,
+    )
+    check_settings(generator, settings, generate=False)
+    return settings
+
+
+def _edited(
+    generator: Generator,
+    item: LabelledGrid,
+    made: SyntheticSample,
+    after: torch.Tensor | None,
+    edge: torch.Tensor | None,
+    settings: SamplingSettings,
+) -> Edited:
+    scan = item.scan
+    if scan is None:
+        raise ValueError("item: expected one with a scan, got one without")
+    record = {
+        "strength": scan.strength,
+        "band": scan.band,
+        "seed": item.spec.seed,
+        "voxels": int(scan.region.sum()),
+        "conditions": item.conditions,
+        "edge_sha256": None if edge is None else sha256_array(edge),
+        "settings": asdict(settings),
+        "network_evaluations": made.network_evaluations,
+        "model": generator.config.name,
+        "model_hash": generator.weights_hash,
+        "image_sha256": sha256_array(scan.image),
+        "region_sha256": sha256_array(scan.region),
+        "label_sha256": None if after is None else sha256_array(after),
+    }
+    return Edited(made.image, None if after is None else after.clone(), scan.region.clone(), record)
 
 
 def _check_shapes(grid: Grid, image: torch.Tensor, **labels: torch.Tensor | None) -> None:

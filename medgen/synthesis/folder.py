@@ -13,6 +13,7 @@ import yaml
 from medgen.data.dataset import Rejection
 from medgen.data.export import file_ending, is_rgb, prepare_output, write_case
 from medgen.data.io import ImageDtype
+from medgen.filtering.folder import REJECTED as REJECTED_PAIRS
 from medgen.generator import Generator
 from medgen.provenance import (
     MANIFEST,
@@ -50,7 +51,7 @@ def open_folder(
     """
     if prepare_output(output, identity, overwrite=overwrite) == "resumed":
         records = salvage_manifest(output / MANIFEST)
-        whole = [record for record in records if _is_whole(output, record)]
+        whole = [record for record in records if is_whole(output, record)]
         if len(whole) < len(records):
             finalize_manifest(output / MANIFEST, whole)
     (output / REJECTED).unlink(missing_ok=True)
@@ -72,7 +73,28 @@ def read_done(output: Path) -> list[SampleRecord]:
     return read_manifest(output / MANIFEST) if (output / MANIFEST).exists() else []
 
 
-def _is_whole(output: Path, record: SampleRecord) -> bool:
+def read_made(output: Path) -> list[SampleRecord]:
+    """Records of all scans that were made so far, those that gates rejected among them.
+
+    Args:
+        output: The folder.
+
+    Returns:
+        Whole records.
+    """
+    return [*read_done(output), *read_done(output / REJECTED_PAIRS)]
+
+
+def is_whole(output: Path, record: SampleRecord) -> bool:
+    """Whether the files of a record are there as they were written.
+
+    Args:
+        output: The folder.
+        record: Of one of its scans.
+
+    Returns:
+        True if each has the digest of the record.
+    """
     paths = {output / name: digest for name, digest in record.files.items()}
     return all(path.is_file() and sha256_file(path) == digest for path, digest in paths.items())
 

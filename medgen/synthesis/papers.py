@@ -175,7 +175,8 @@ def _card(
         f"| Voxels | {', '.join(f'{shape} ({count})' for shape, count in shapes)} |",
         f"| Intensities | {scale} |",
         f"| Sampler | {first.sampler}, spacing {first.sampler_spacing}, {first.num_inference_steps} steps, "
-        f"guidance {describe_scales(first.guidance_scale)}, temperature {first.temperature:g}, {first.precision}, "
+        f"guidance {describe_scales(first.guidance_scale)}, temperature {first.temperature:g}, "
+        f"{f'minority scale {first.minority_scale:g}, ' if first.minority_scale else ''}{first.precision}, "
         f"{' or '.join(map(str, evaluations))} network evaluations a scan |",
         f"| Made with | {', '.join(f'{name} {version}' for name, version in first.runtime['versions'].items())} |",
         "",

@@ -11,6 +11,7 @@ from medgen.seeding import derive_seed
 from medgen.types import BadInputError
 
 LabelSource = Literal["files", "deform", "generate", "none"]
+LabelSampling = Literal["in_turn", "rare"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class SamplingSettings:
         precision: ``"fp32"`` or ``"bf16"``.
         max_memory_gb: Bound for decoding; None decodes in one piece.
         controls: How control branches act, by condition: fields of :class:`medgen.generator.ControlUse`.
+        minority_scale: w of the guidance towards rare samples (:class:`medgen.diffusion.minority.MinorityGuidance`);
+            0 is off.
     """
 
     sampler: str = "dpm++2m"
@@ -151,6 +154,7 @@ class SamplingSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     max_memory_gb: float | None = None
     controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    minority_scale: float = 0.0
 
 
 def plan_samples(
@@ -163,6 +167,7 @@ def plan_samples(
     scans: Sequence[ScanSource] = (),
     prompts: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
+    order: Sequence[int] = (),
 ) -> list[SampleSpec]:
     """List the samples of a run; what they are made from and steered by is taken in turn, each time with a new seed.
 
@@ -175,6 +180,7 @@ def plan_samples(
         scans: Scans that the samples are made from; beside label maps or edges one for each of them.
         prompts: Texts.
         attributes: Facts of every sample, by name.
+        order: Which of the label maps, with its edges and scan, each sample takes; empty takes them in turn.
 
     Returns:
         The plan. A longer one begins with the same samples.
@@ -205,13 +211,13 @@ def plan_samples(
         [
             {
                 "source": source,
-                "file": files[index % len(files)] if files else None,
-                "edge": edges[index % len(edges)] if edges else None,
-                "scan": scans[index % len(scans)] if scans else None,
+                "file": files[row % len(files)] if files else None,
+                "edge": edges[row % len(edges)] if edges else None,
+                "scan": scans[row % len(scans)] if scans else None,
                 "text": prompts[index % len(prompts)] if prompts else None,
                 "attributes": dict(attributes or {}),
             }
-            for index in range(num_samples)
+            for index, row in enumerate(order or range(num_samples))
         ],
         num_samples,
         seed=seed,

@@ -15,7 +15,16 @@ from medgen.data.case import TRAIN_SPLITS
 from medgen.data.dataset import Rejection, image_splits, label_splits, stem
 from medgen.generator import Generator, GeneratorConfig
 from medgen.synthesis.inputs import find_edges, find_labels
-from medgen.synthesis.plan import LabelSource, SampleSpec, SourceFile, check_label_source, plan_rows, plan_samples
+from medgen.synthesis.plan import (
+    LabelSampling,
+    LabelSource,
+    SampleSpec,
+    SourceFile,
+    check_label_source,
+    plan_rows,
+    plan_samples,
+)
+from medgen.synthesis.rare import draw_by_weight, rare_weights
 from medgen.synthesis.sources import Inputs, find_maps, find_scans, pair_inputs, resolve_strength
 from medgen.synthesis.steering import check_steering, require_conditions
 from medgen.synthesis.table import read_conditions
@@ -33,6 +42,7 @@ class Request:
     Attributes:
         labels: As there.
         label_source: As there.
+        label_sampling: As there.
         prompts: As there.
         edges: As there.
         edge_maps: As there.
@@ -50,6 +60,7 @@ class Request:
 
     labels: Path | None
     label_source: LabelSource | None
+    label_sampling: LabelSampling
     prompts: str | None
     edges: Path | None
     edge_maps: Path | None
@@ -127,7 +138,8 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     """
     attributes = _plain(request.attributes or {})
     require_conditions(generator, {name: f"attribute '{name}'" for name in attributes})
-    source = request.label_source
+    source, order = request.label_source, []
+    _check_label_sampling(request)
     if request.conditions is not None:
         _refuse_beside_table(request)
         rows, rejected = read_conditions(
@@ -146,8 +158,12 @@ def plan_request(request: Request, generator: Generator) -> Planned:
         prompts = [] if request.prompts is None else read_prompts(request.prompts)
         source = source or _default_source(rows, generator)
         largest = max(len(rows), len(prompts))
+        count = (largest or _DEFAULT_COUNT) if request.num_samples is None else request.num_samples
+        if request.label_sampling == "rare":
+            order = draw_by_weight(rare_weights(files, generator), count, request.seed)
         specs = plan_samples(
-            (largest or _DEFAULT_COUNT) if request.num_samples is None else request.num_samples,
+            count,
+            order=order,
             seed=request.seed,
             source=source,
             files=files,
@@ -169,9 +185,30 @@ def plan_request(request: Request, generator: Generator) -> Planned:
         sources = [[spec.source, spec.file and spec.file.sha256] for spec in specs]
         digests["labels_sha256"] = _digest(json.dumps(sources))
     splits = _describe_splits("label maps", "for", listed)
+    if order:
+        splits.append(f"label maps: {len(set(order))} of {len(listed)}, those of rare sizes more often")
     for name, kind in {"scan": "source scans", "edge": "edge scans"}.items():
         splits += _describe_splits(kind, "from", dict.fromkeys(row[name].files[0] for row in used if row[name]))
     return Planned(specs, source, rejected, "\n".join(splits), digests)
+
+
+def _check_label_sampling(request: Request) -> None:
+    """Refuse to choose label maps where there are none to choose from."""
+    if request.label_sampling == "in_turn":
+        return
+    if request.label_sampling != "rare":
+        raise BadInputError(f"label_sampling: expected 'in_turn' or 'rare', got {request.label_sampling!r}.")
+    if request.conditions is not None:
+        raise BadInputError(
+            "label_sampling 'rare': expected no conditions, whose rows name the label map of each sample, got some. "
+            "Give the label maps with --labels FOLDER, or leave label_sampling out."
+        )
+    if request.labels is None or request.label_source in ("generate", "none"):
+        raise BadInputError(
+            "label_sampling 'rare': expected label maps to choose from, got label maps that are "
+            f"{'absent' if request.label_source == 'none' else 'generated'}. Give them with --labels FOLDER, or leave "
+            "label_sampling out."
+        )
 
 
 def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]], list[Rejection]]:

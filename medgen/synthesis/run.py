@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,7 +23,8 @@ from medgen.provenance import (
     runtime_info,
     sha256_file,
 )
-from medgen.synthesis.folder import open_folder, read_done, write_sample
+from medgen.synthesis.folder import open_folder, read_done, read_made, write_sample
+from medgen.synthesis.gated import Filter, close_gated, draw_accepted
 from medgen.synthesis.labels import prepare
 from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
 from medgen.synthesis.plan import SampleSpec, SamplingSettings
@@ -46,6 +47,7 @@ def synthesize(
     model: str = DEFAULT_MODEL,
     labels: Path | None = None,
     label_source: Literal["files", "deform", "generate", "none"] | None = None,
+    label_sampling: Literal["in_turn", "rare"] = "in_turn",
     prompts: str | None = None,
     edges: Path | None = None,
     edge_maps: Path | None = None,
@@ -66,12 +68,14 @@ def synthesize(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guidance_rescale: float = 0.0,
     controls: dict[str, dict[str, float]] | None = None,
+    minority_scale: float = 0.0,
     temperature: float | None = None,
     precision: Precision = "auto",
     device: str = "auto",
     max_memory_gb: float | None = None,
     truncate_prompts: bool = False,
     skip_bad: bool = False,
+    filter: Path | None = None,
     overwrite: bool = False,
     replay: Path | None = None,
 ) -> list[SampleRecord]:
@@ -92,6 +96,8 @@ def synthesize(
             the model, 'none' scans without a label map; by default 'files' if a folder is given, else 'generate', or
             'none' where edges are given or the model knows no label maps. Deformations keep the number of parts and
             holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts (cells).
+        label_sampling: 'in_turn' takes the label maps one after the other; 'rare' draws those more often whose classes
+            or sizes of classes are rare among them, so that all sizes are shown alike; at least 6 maps.
         prompts: What the scans should show, in words: the prompt itself, a .txt file with one a line, or a .csv file
             with a column `text` or `prompt`; taken in turn.
         edges: Folder of scans whose edges the new scans follow, extracted as the model's training edges were. Beside
@@ -127,6 +133,9 @@ def synthesize(
         guidance_rescale: Share in [0, 1] by which the contrast that guidance adds is taken back.
         controls: How control branches act, where not as trained: their conditioning_scale, and the shares of the
             sampling at which they start and end, such as '{edge: {conditioning_scale: 0.7, end: 0.6}}'.
+        minority_scale: How far scans are led from what the model usually makes towards rare looks (0: off; 0.5 is
+            clearly seen, as contrast above all; more also strays from the label maps). Costs a quarter more network
+            evaluations, and gradients.
         temperature: Factor on the noise that a scan starts from; less makes cleaner scans that differ less from each
             other (1: as trained); by default the model's own.
         precision: 'bf16', 'fp32', or 'auto' for bf16 where the hardware is fast at it.
@@ -136,6 +145,11 @@ def synthesize(
             them.
         skip_bad: Leave out label maps, edges, sources and rows that cannot be used, list them in rejected.jsonl, and go
             on.
+        filter: Folder of labelled real scans, or of gates that ``medgen filter`` fitted: scans are drawn until
+            num_samples of them pass its gates, and the others go to `rejected` with their reasons; gates.json and
+            gates.png say how many. A run ends with an error after 10 draws for each scan that is asked for (and 20 at
+            least), or where less than 5 % pass. What is fitted is kept beside the output, and holds small pictures of
+            the real scans.
         overwrite: Replace another run's output in the folder, with all that is in its imagesTr and labelsTr.
         replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
             model was a folder or a Hub id, and --labels, --edges, --edge_maps, --edge_control, --sources, --regions
@@ -151,7 +165,8 @@ def synthesize(
     given = dict(locals())
     output = _choose_output(output, replay)
     request = Request(**{item.name: given[item.name] for item in fields(Request)})
-    _refuse_inputs_inside(output, replay=replay, **request.inputs)
+    _refuse_inputs_inside(output, replay=replay, filter=filter, **request.inputs)
+    gates = None if filter is None or replay else Filter.find(filter, output, num_samples, overwrite=overwrite)
     again = None
     if replay is not None:
         refuse_other_arguments(synthesize, given)
@@ -179,11 +194,17 @@ def synthesize(
             guidance_interval=cast("tuple[float, float]", tuple(guidance_interval)),
             guidance_rescale=guidance_rescale,
             controls=controls or {},
+            minority_scale=minority_scale,
             temperature=generator.config.temperature if temperature is None else temperature,
             precision=resolve_precision(precision, chosen),
             max_memory_gb=max_memory_gb,
         )
-        job = _plan_job(request, generator, settings, batch_size=batch_size)
+        drawn = request if gates is None else replace(request, num_samples=gates.most_draws)
+        job = _plan_job(drawn, generator, settings, batch_size=batch_size)
+        if gates is not None:
+            gates.require_model(generator, {spec.source for batch in job.batches for spec in batch.specs})
+            job.identity.update(filter=gates.source.digest, num_samples=num_samples)
+            job.arguments.update(filter=Path(filter).resolve().name if filter else None, num_samples=num_samples)
         for path in dict.fromkeys(path for batch in job.batches for spec in batch.specs for path in spec.paths):
             _refuse_inputs_inside(output, conditions=path)
         job.identity["model_hash"] = generator.weights_hash
@@ -202,10 +223,17 @@ def synthesize(
         if job.splits:
             print(job.splits)
     state.wait_for_everyone()
-    _make(output, generator, name, job.batches, state, skip_bad=skip_bad)
+    make = partial(_make, output, generator, name, state=state, skip_bad=skip_bad)
+    if gates is None:
+        make(job.batches)
+    else:
+        wait, main = state.wait_for_everyone, state.is_main_process
+        draw_accepted(output, gates, generator, job.batches, make, wait, main=main)
     state.wait_for_everyone()
     if state.is_main_process:
         records = read_done(output)
+        if gates is not None and not records:
+            close_gated(output, gates, generator)
         if not records:
             raise BadInputError(f"{output}: expected at least one scan, got none. {output / REJECTED} says why.")
         records = finalize_manifest(output / MANIFEST, records)
@@ -213,6 +241,8 @@ def synthesize(
         close_folder(output, generator, records, verdict)
         labelled = "labelled " if all(record.label_sha256 for record in records) else ""
         print(f"{len(records)} {labelled}scans in {output}" + (f"; {verdict}" if verdict else ""))
+        if gates is not None:
+            close_gated(output, gates, generator)
     state.wait_for_everyone()
     return read_done(output)
 
@@ -252,7 +282,8 @@ def _plan_job(request: Request, generator: Generator, settings: SamplingSettings
         raise BadInputError(f"batch_size: expected at least 1, got {batch_size}.")
     planned = plan_request(request, generator)
     specs = planned.specs
-    options = {"label_source": planned.source, "num_samples": len(specs), "seed": request.seed, **asdict(settings)}
+    choice = {"label_source": planned.source, "label_sampling": request.label_sampling}
+    options = {**choice, "num_samples": len(specs), "seed": request.seed, **asdict(settings)}
     # What does not fit into the memory may go on with less of it; each record holds its own batch and bound.
     memory = {"batch_size": batch_size, "max_memory_gb": options.pop("max_memory_gb")}
     return _Job(
@@ -269,6 +300,7 @@ def _describe(settings: SamplingSettings, why: str, evaluations: Sequence[int]) 
     low, high = evaluations[0], evaluations[-1]
     words = f"{settings.precision}{why}, {settings.sampler}, {settings.num_inference_steps} steps, guidance "
     words += f"{describe_scales(settings.guidance_scale)}, temperature {settings.temperature:g}, "
+    words += f"minority scale {settings.minority_scale:g}, " if settings.minority_scale else ""
     return f"{words}{low if low == high else f'{low} to {high}'} network evaluations a scan"
 
 
@@ -282,8 +314,8 @@ def _make(
     skip_bad: bool,
 ) -> None:
     """Make what is missing of this process's share: every n-th batch, whatever is done already."""
-    records = read_done(output)
-    done = {record.case for record in records}
+    records = read_made(output)
+    done = {record.case for record in records} & {case for batch in batches for case in batch.wanted}
     # On a run that goes on elsewhere, another number of threads would round otherwise.
     began_with = records[0].runtime["threads"] if records else torch.get_num_threads()
     if done and state.is_main_process:

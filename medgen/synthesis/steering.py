@@ -12,6 +12,7 @@ from medgen.conditions.assemble import assemble
 from medgen.conditions.condition import Condition, join
 from medgen.data.geometry import valid_mask
 from medgen.diffusion.guidance import Guided, check_guidance
+from medgen.diffusion.minority import MinorityGuidance, check_minority
 from medgen.diffusion.sampler import sample
 from medgen.generator import ControlUse, Generator
 from medgen.networks import encode_unique
@@ -125,6 +126,7 @@ def check_settings(generator: Generator, settings: SamplingSettings, *, generate
     scales = resolve_scales(generator, settings.guidance_scale)
     each = list(scales.values()) if isinstance(scales, Mapping) else [scales]
     check_guidance(each, settings.guidance_interval, settings.guidance_rescale)
+    check_minority(settings.minority_scale)
     control_uses(generator, settings)
     count_evaluations(generator, generator.conditions, settings)
     if generate:
@@ -213,6 +215,22 @@ def guide(
     )
 
 
+def seek_minority(generator: Generator, settings: SamplingSettings, noise: torch.Tensor) -> MinorityGuidance | None:
+    """Guidance towards rare samples, if the settings ask for it.
+
+    Args:
+        generator: The model.
+        settings: How to sample.
+        noise: ``(B, C, *spatial)`` standard normal, not the noise that the samples start from.
+
+    Returns:
+        The guidance of one batch; None where it is off.
+    """
+    if settings.minority_scale == 0:
+        return None
+    return MinorityGuidance(settings.minority_scale, noise, generator.config.objective)
+
+
 def count_evaluations(
     generator: Generator, names: Collection[str], settings: SamplingSettings, *, strength: float = 1.0
 ) -> int:
@@ -233,9 +251,10 @@ def count_evaluations(
     config = generator.config
     condition = Condition({name: torch.zeros(1, 1) for name in names})
     guided = guide(generator, condition, settings, lambda x, t, part: x)
+    noise = torch.zeros(1, 1, 2)
     sample(
         guided,
-        torch.zeros(1, 1, 2),
+        noise,
         start=None if strength == 1 else torch.zeros(1, 1, 2),
         strength=strength,
         objective=config.objective,
@@ -243,6 +262,7 @@ def count_evaluations(
         spacing=settings.sampler_spacing,
         num_inference_steps=settings.num_inference_steps,
         temperature=config.temperature if settings.temperature is None else settings.temperature,
+        minority=seek_minority(generator, settings, noise),
     )
     return guided.evaluations
 

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medgen.data.dataset import read_dataset
+from medgen.filtering import filter_pairs
+from medgen.generator import Generator
+from medgen.provenance import read_manifest, sha256_file
+from medgen.synthesis import gated, synthesize
+from medgen.types import BadInputError
+
+QUICK = {"num_inference_steps": 2, "device": "cpu", "precision": "fp32"}
+SHAPE = (24, 20)
+
+
+def _label(side: int) -> np.ndarray:
+    """A box, the right half of it of another class."""
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    label[3 : 3 + side, 3 : 3 + side] = 1
+    label[3 : 3 + side, 3 + side // 2 : 3 + side] = 2
+    return label
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture(scope="module")
+def model(make_generator: Callable[..., Generator], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gated") / "tiny-2d"
+    make_generator(2, shapes=(SHAPE,), size=(24, 24)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gates of size and geometry, fitted on boxes of 7 to 10 pixels."""
+    root = tmp_path_factory.mktemp("reference")
+    for index in range(24):
+        image = np.random.default_rng(index).integers(0, 255, SHAPE).astype(np.uint8)
+        _save(root / "real" / "images" / f"r{index:02d}.png", image)
+        _save(root / "real" / "labels" / f"r{index:02d}.png", _label(7 + index % 4))
+    (root / "real" / "classes.json").write_text('{"0": "background", "1": "head", "2": "tail"}')
+    (root / "copy").mkdir()
+    for name in ("images", "labels", "classes.json"):
+        (root / "copy" / name).symlink_to(root / "real" / name)
+    filter_pairs(root / "copy", root / "real", root / "out", gates=["size", "geometry"])
+    return root / "out_gates"
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Boxes of which every other one is too large or too small."""
+    folder = tmp_path_factory.mktemp("labels") / "labels"
+    for index, side in enumerate((8, 16, 9, 2, 8, 16)):
+        _save(folder / f"box_{index}.png", _label(side))
+    return folder
+
+
+def _voxels(folder: Path) -> dict[str, tuple[str, str]]:
+    return {r.case: (r.image_sha256, str(r.label_sha256)) for r in read_manifest(folder / "manifest.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def accepted(model: Path, gates: Path, labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("accepted") / "out"
+    records = synthesize(output, model=str(model), labels=labels, filter=gates, num_samples=6, **QUICK)
+    assert len(records) == 6
+    return output
+
+
+def test_as_many_are_accepted_as_were_asked_for(accepted: Path) -> None:
+    kept, thrown = (read_manifest(folder / "manifest.jsonl") for folder in (accepted, accepted / "rejected"))
+    assert [record.index for record in kept] == [0, 2, 4, 6, 8, 10]
+    assert [record.index for record in thrown] == [1, 3, 5, 7, 9]
+    assert all(not record.gates["reasons"] for record in kept) and all(record.gates["reasons"] for record in thrown)
+    for folder, records in ((accepted, kept), (accepted / "rejected", thrown)):
+        dataset = read_dataset(folder)
+        assert dataset.synthetic and len(dataset.cases) == len(records)
+        files = {
+            path.relative_to(folder).as_posix()
+            for part in ("imagesTr", "labelsTr")
+            for path in (folder / part).iterdir()
+        }
+        assert files == {name for record in records for name in record.files}
+        assert all(sha256_file(folder / name) == sha for record in records for name, sha in record.files.items())
+    report = json.loads((accepted / "gates.json").read_text())
+    assert report["pairs"] == 11 and report["accepted"] == 6
+    assert (accepted / "gates.png").is_file()
+
+
+def test_a_sample_is_the_one_that_an_unfiltered_run_makes(
+    accepted: Path, model: Path, labels: Path, tmp_path: Path
+) -> None:
+    synthesize(tmp_path / "all", model=str(model), labels=labels, num_samples=4, **QUICK)
+    plain, made = _voxels(tmp_path / "all"), {**_voxels(accepted), **_voxels(accepted / "rejected")}
+    assert all(made[case] == voxels for case, voxels in plain.items())
+
+
+def test_an_interrupted_run_ends_with_the_same_samples(
+    accepted: Path, model: Path, gates: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    settle = gated._settle
+
+    def interrupt(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        settle(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gated, "_settle", interrupt)
+        synthesize(tmp_path / "out", model=str(model), labels=labels, filter=gates, num_samples=6, **QUICK)
+    assert (tmp_path / "out" / "manifest.jsonl").exists()
+    synthesize(tmp_path / "out", model=str(model), labels=labels, filter=gates, num_samples=6, **QUICK)
+    assert _voxels(tmp_path / "out") == _voxels(accepted)
+    assert _voxels(tmp_path / "out" / "rejected") == _voxels(accepted / "rejected")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "imagesTr").iterdir()}
+    synthesize(tmp_path / "out", model=str(model), labels=labels, filter=gates, num_samples=6, **QUICK)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "imagesTr").iterdir()}
+
+
+def test_a_run_without_hope_stops_and_says_why(
+    make_generator: Callable[..., Generator], gates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_generator(2, shapes=((12, 10),), size=(24, 24)).save_pretrained(tmp_path / "small")
+    with pytest.raises(
+        BadInputError,
+        match=r"expected 2 accepted scans, got 0 of 20 drawn .*Failed: extent:rows 100%, extent:columns 100%",
+    ):
+        synthesize(tmp_path / "out", model=str(tmp_path / "small"), filter=gates, num_samples=2, **QUICK)
+    assert "accepted 0 of 20 pairs" in capsys.readouterr().out
+    assert len(read_dataset(tmp_path / "out" / "rejected").cases) == 20
+    assert not list((tmp_path / "out" / "imagesTr").iterdir())
+
+
+def test_hope_is_given_up_where_clopper_and_pearson_give_it_up() -> None:
+    """No success in 59 draws is the classic bound of 5 % with 95 % confidence: 0.95 ** 59 < 0.05 < 0.95 ** 58."""
+    assert gated._is_hopeless(0, 59) and not gated._is_hopeless(0, 58)
+    assert not gated._is_hopeless(3, 60) and not gated._is_hopeless(0, 5)
+
+
+def test_what_cannot_be_filtered_is_refused(
+    make_generator: Callable[..., Generator], model: Path, gates: Path, tmp_path: Path
+) -> None:
+    def refuse(message: str, **more: object) -> None:
+        values = {"model": str(model), "filter": gates, "num_samples": 2, **QUICK, **more}
+        with pytest.raises(BadInputError, match=message):
+            synthesize(tmp_path / "out", **values)
+        assert not (tmp_path / "out").exists()
+
+    refuse(r"num_samples: expected the number of scans to accept beside filter, got None", num_samples=None)
+    refuse(r"expected scans with label maps, which the gates judge", label_source="none")
+    make_generator(2, channels=3).save_pretrained(tmp_path / "colors")
+    refuse(r"model tiny-2d: expected 1 channel\(s\) as in the reference .*got 3", model=str(tmp_path / "colors"))
+    make_generator(3).save_pretrained(tmp_path / "volumes")
+    refuse(r"model tiny-3d: expected 2D scans as in the reference .*got 3D", model=str(tmp_path / "volumes"))
+    refuse(r"expected a folder of scans, got nothing there", filter=tmp_path / "absent")
