@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from medgen.data.dataset import Case, Dataset, load_case, load_cases, read_dataset
     from medgen.evaluation import evaluate
+    from medgen.filtering import filter_pairs
     from medgen.generator import Generator
     from medgen.planning import Plan
     from medgen.synthesis import synthesize
     from medgen.training import train
+    from medgen.trial import utility
     from medgen.types import BadInputError, Grid, Sample
 
 __version__ = "0.1.0"
@@ -28,11 +30,13 @@ _HOME = {
     "Plan": "medgen.planning",
     "Sample": "medgen.types",
     "evaluate": "medgen.evaluation",
+    "filter_pairs": "medgen.filtering",
     "load_case": "medgen.data.dataset",
     "load_cases": "medgen.data.dataset",
     "read_dataset": "medgen.data.dataset",
     "synthesize": "medgen.synthesis",
     "train": "medgen.training",
+    "utility": "medgen.trial",
 }
 
 __all__ = [
@@ -45,11 +49,13 @@ __all__ = [
     "Sample",
     "__version__",
     "evaluate",
+    "filter_pairs",
     "load_case",
     "load_cases",
     "read_dataset",
     "synthesize",
     "train",
+    "utility",
 ]
 
 

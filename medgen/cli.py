@@ -31,6 +31,7 @@ class Command(NamedTuple):
         examples: Command lines that end ``medgen COMMAND --help``.
         lower: Which setting to lower when memory runs out.
         resume: How to go on after an interruption.
+        function: Name of the function, where the command's own is taken in Python.
     """
 
     module: str
@@ -38,6 +39,7 @@ class Command(NamedTuple):
     examples: str
     lower: str
     resume: str
+    function: str = ""
 
 
 COMMANDS = {
@@ -69,12 +71,33 @@ COMMANDS = {
         lower="Lower --batch_size, or give --max_memory_gb so that scans are decoded by tiles.",
         resume="Run the same command again: finished scans are kept.",
     ),
+    "filter": Command(
+        module="medgen.filtering",
+        summary="labelled scans accepted, or rejected with reasons, by gates that are fitted on real scans",
+        examples=(
+            "  medgen filter --input synthetic --reference FOLDER --output accepted\n"
+            "  medgen filter --input other --reference accepted_gates --output accepted_too"
+        ),
+        lower="Filter on the CPU (--device cpu), or fewer scans at a time.",
+        resume="Run the same command again: trained segmenters and judged scans are kept.",
+        function="filter_pairs",
+    ),
     "evaluate": Command(
         module="medgen.evaluation",
         summary="how real the synthetic scans look, and how diverse they are",
         examples="  medgen evaluate --real FOLDER --synthetic synthetic --output report",
         lower="Lower --slices_per_plane, or evaluate fewer scans.",
         resume="Run the same command again: what was computed of each scan is kept.",
+    ),
+    "utility": Command(
+        module="medgen.trial",
+        summary="whether training on synthetic scans helps, with controls",
+        examples=(
+            "  medgen utility --real FOLDER --synthetic accepted --output utility\n"
+            "  medgen utility --real FOLDER --synthetic null --output room"
+        ),
+        lower="Use fewer synthetic scans.",
+        resume="Run the same command again: finished trainings are kept.",
     ),
 }
 
@@ -202,7 +225,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 
 def _function(name: str) -> Any:
-    return getattr(import_module(COMMANDS[name].module), name)
+    command = COMMANDS[name]
+    return getattr(import_module(command.module), command.function or name)
 
 
 def _spell_out_flags(function: Any, arguments: Sequence[str]) -> list[str]:

@@ -24,11 +24,13 @@ PUBLIC_NAMES = [
     "Sample",
     "__version__",
     "evaluate",
+    "filter_pairs",
     "load_case",
     "load_cases",
     "read_dataset",
     "synthesize",
     "train",
+    "utility",
 ]
 
 # Users' scripts and YAML files call these arguments by name: taking one away breaks them.
@@ -38,9 +40,11 @@ ARGUMENTS = {
         "output model labels label_source num_samples batch_size seed sampler sampler_spacing num_inference_steps "
         "guidance_scale temperature precision device max_memory_gb skip_bad overwrite replay prompts edges edge_maps "
         "attributes conditions guidance_interval guidance_rescale truncate_prompts controls sources strength regions "
-        "source_labels edge_control"
+        "source_labels edge_control label_sampling minority_scale"
     ),
     "evaluate": "real synthetic output extractor seed skip_bad",
+    "filter_pairs": "input reference output gates real_rejected steps seed device overwrite",
+    "utility": "real synthetic output ratios target num_cases num_seeds steps device seed overwrite",
     "read_dataset": "folder",
     "load_case": "case dataset",
     "load_cases": "dataset cases skip_bad",

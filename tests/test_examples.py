@@ -1,6 +1,7 @@
 """Every example runs, at toy size, in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -49,3 +50,15 @@ def test_own_conditions_steer_alone_together_and_by_a_table(repository, tmp_path
     assert steered["by_text"] == [{"text": "a large dark disk"}] * 4
     assert steered["by_mask_and_stain"] == [{"attributes": {"stain": "dark"}}] * 12
     assert [sorted(row) for row in steered["by_table"]] == [["text"], ["attributes", "edge"], ["attributes"]]
+
+
+@pytest.mark.parametrize("name", ["monai_2d", "monai_3d", "pytorch"])
+def test_loops_train_on_real_and_synthetic_pairs(repository, tmp_path, name):
+    printed = run(repository, f"{name}.py", "--toy", tmp_path / "toy")
+    epochs = re.findall(r"epoch \d: loss ([\d.]+)(?:, (\d+) of (\d+) pairs synthetic)?", printed)
+    assert len(epochs) == 2
+    assert all(0 < float(loss) < 10 for loss, _, _ in epochs)
+    if name != "pytorch":
+        synthetic, pairs = (sum(int(row[column]) for row in epochs) for column in (1, 2))
+        assert 0 < synthetic < pairs
+    assert len((tmp_path / "toy" / "synthetic" / "manifest.jsonl").read_text().splitlines()) in (4, 12)

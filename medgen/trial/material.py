@@ -1,0 +1,202 @@
+"""The scans of a comparison: which are learned from, which are tested on, and that none is both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from medgen.data.case import Case, Dataset
+from medgen.data.dataset import read_dataset, split_cases
+from medgen.data.origin import made_from
+from medgen.provenance import sha256_array
+from medgen.seeding import draw
+from medgen.segmentation import Pair, Preparation, fit_preparation, load_pairs
+from medgen.threads import side_by_side
+from medgen.trial.task import Classification, Segmentation, Task
+from medgen.types import BadInputError
+
+FEWEST = 3  # labelled scans of a side
+
+
+@dataclass(frozen=True)
+class Material:
+    """Prepared scans, each with its label map or the index of its class.
+
+    Attributes:
+        task: What is learned from them.
+        train: Real training scans.
+        train_groups: Patient of each.
+        synthetic: Synthetic scans; empty where none are given.
+        test: Real test scans.
+        test_groups: Patient of each.
+        notes: What was left out, and why.
+    """
+
+    task: Task
+    train: list[Pair]
+    train_groups: list[str]
+    synthetic: list[Pair]
+    test: list[Pair]
+    test_groups: list[str]
+    notes: list[str]
+
+    def subset(self, num_patients: int, seed: int) -> list[Pair]:
+        """Training scans of some patients; those of fewer patients lie within those of more.
+
+        Args:
+            num_patients: How many.
+            seed: Chooses them.
+
+        Returns:
+            The scans.
+        """
+        names = list(dict.fromkeys(self.train_groups))
+        chosen = set(draw(names, num_patients, seed, "utility", "patients"))
+        return [pair for pair, group in zip(self.train, self.train_groups, strict=True) if group in chosen]
+
+
+def load_material(real: Path, synthetic: Path | None, target: str | None, seed: int, device: torch.device) -> Material:
+    """Read all scans of a comparison.
+
+    Args:
+        real: Folder of real scans.
+        synthetic: Folder of synthetic scans, or None.
+        target: Column of the metadata that a classifier is to tell; None takes label maps.
+        seed: Of the split, where the folder names none, and of the scans that the grid is fitted on.
+        device: Where networks are to run.
+
+    Returns:
+        The scans.
+
+    Raises:
+        BadInputError: If the sets do not fit together, a side has fewer than 3 labelled scans, or a scan cannot be
+            used.
+    """
+    dataset = read_dataset(real)
+    train, test = ([case for case in part if _is_labelled(case, target)] for part in split_cases(dataset, seed=seed))
+    what = "labelled" if target is None else f"{target!r}"
+    for name, cases in (("training", train), ("test", test)):
+        if len(cases) < FEWEST:
+            raise BadInputError(
+                f"{dataset.root}: expected at least {FEWEST} {name} scans with {what}, got {len(cases)}. Add scans, or "
+                "name the test scans in val.txt."
+            )
+    reader = _Reader(fit_preparation(train, dataset, seed), target, _values(dataset, train, target))
+    made: list[Pair] = []
+    notes: list[str] = []
+    if synthetic is not None:
+        made, notes = _load_synthetic(dataset, read_dataset(synthetic), test, reader)
+    classes, patch = tuple(reader.classes), reader.preparation.patch
+    kind = Segmentation if target is None else Classification
+    return Material(
+        task=kind(classes, patch, device),
+        train=reader.load(train, dataset, "training"),
+        train_groups=_groups(train),
+        synthetic=made,
+        test=reader.load(test, dataset, "test"),
+        test_groups=_groups(test),
+        notes=notes,
+    )
+
+
+def _is_labelled(case: Case, target: str | None) -> bool:
+    return case.label is not None if target is None else bool(case.meta.get(target))
+
+
+def _values(dataset: Dataset, train: Sequence[Case], target: str | None) -> list[str]:
+    """Names of the classes that are scored."""
+    if target is None:
+        return [name for value, name in sorted(dataset.class_names.items()) if value]
+    values = sorted({case.meta[target] for case in train})
+    if len(values) < 2:
+        raise BadInputError(
+            f"target: expected at least two values of {target!r} among the training scans, got {values}. Name another "
+            "column."
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class _Reader:
+    preparation: Preparation
+    target: str | None
+    classes: list[str]
+
+    def load(self, cases: Sequence[Case], dataset: Dataset, name: str) -> list[Pair]:
+        """Image, and label map or index of the class, of each scan."""
+        if self.target is None:
+            return load_pairs(cases, dataset, self.preparation, name)
+        targets = [self._index(case, dataset) for case in cases]
+        with side_by_side() as pool:
+            images = pool.map(lambda case: self.preparation.image(case, dataset), cases)
+            shown = tqdm(images, desc=f"{name} scans for classifiers", total=len(cases), unit="scan")
+            return list(zip(shown, targets, strict=True))
+
+    def _index(self, case: Case, dataset: Dataset) -> torch.Tensor:
+        value = case.meta[str(self.target)]
+        if value not in self.classes:
+            raise BadInputError(
+                f"{dataset.root}: case {case.case}: expected {self.target!r} to be one of {', '.join(self.classes)} as "
+                f"in the real training scans, got {value!r}. Correct it, or leave the scan out."
+            )
+        return torch.tensor(self.classes.index(value), dtype=torch.uint8)
+
+
+def _groups(cases: Sequence[Case]) -> list[str]:
+    return [case.group or f"case {case.case}" for case in cases]
+
+
+def _load_synthetic(
+    real: Dataset, synthetic: Dataset, test: Sequence[Case], reader: _Reader
+) -> tuple[list[Pair], list[str]]:
+    wanted = {
+        "dimensions": (real.spatial_dims, synthetic.spatial_dims),
+        "channels": (len(real.channel_names), len(synthetic.channel_names)),
+    }
+    if reader.target is None:
+        wanted["label values"] = (sorted(real.class_names), sorted(synthetic.class_names))  # type: ignore[assignment]
+    for name, (expected, got) in wanted.items():
+        if expected != got:
+            raise BadInputError(
+                f"{synthetic.root}: expected {name} {expected} as in {real.root}, got {got}. Give sets of one task."
+            )
+    labelled = [case for case in synthetic.cases if _is_labelled(case, reader.target)]
+    edited = made_from(synthetic, test)
+    kept = [case for case in labelled if case.case not in edited]
+    pairs = reader.load(kept, synthetic, "synthetic")
+    fresh = pairs
+    if reader.target is None:
+        held_out = {sha256_array(label) for _, label in reader.load(test, real, "test")}
+        fresh = [pair for pair in pairs if sha256_array(pair[1]) not in held_out]
+    reasons = {
+        "have no label map" if reader.target is None else f"have no {reader.target!r}": len(synthetic.cases)
+        - len(labelled),
+        "were made from a test scan": len(labelled) - len(kept),
+        "have the label map of a test scan": len(pairs) - len(fresh),
+    }
+    told = [f"{count} synthetic scans {reason}" for reason, count in reasons.items() if count]
+    if len(fresh) < FEWEST:
+        why = f" ({'; '.join(told)})" if told else ""
+        raise BadInputError(
+            f"{synthetic.root}: expected at least {FEWEST} synthetic scans to learn from, got {len(fresh)}{why}. "
+            "Make more, from label maps of training scans."
+        )
+    return fresh, [f"{words}; nothing learned from them." for words in told]
+
+
+def material_digest(pairs: Sequence[Pair]) -> str:
+    """What some scans are, in any order.
+
+    Args:
+        pairs: The scans.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digests = sorted(sha256_array(image) + sha256_array(target) for image, target in pairs)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

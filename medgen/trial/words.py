@@ -1,0 +1,155 @@
+"""What came out, as a sentence, a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medgen.report.numbers import p_equals
+from medgen.trial.analysis import ALPHA, least_p
+from medgen.trial.arms import BASELINE, DUPLICATES
+
+_COLORS = {"real": "#666666", "synthetic": "#b3541e"}
+
+
+def points(value: float) -> str:
+    """A difference in points of 100.
+
+    Args:
+        value: Share.
+
+    Returns:
+        With its sign and one decimal.
+    """
+    return f"{100 * value:+.1f}"
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One sentence: whether the synthetic scans help.
+
+    Args:
+        result: As ``utility.json`` holds it.
+
+    Returns:
+        The sentence.
+    """
+    arms, metric = result["arms"], result["metric"]
+    tried = {name: arm for name, arm in arms.items() if "p_adjusted" in arm}
+    if not tried:
+        return f"Without synthetic scans: {metric} {arms[BASELINE]['mean']:.3f} with classical augmentation."
+    best = max(tried, key=lambda name: tried[name]["minus_baseline"]["mean"])
+    gain, p = tried[best]["minus_baseline"], tried[best]["p_adjusted"]
+    ends = f", 95 % interval {points(gain['interval'][0])} to {points(gain['interval'][1])}" if gain["interval"] else ""
+    told = (
+        f"{points(gain['mean'])} points of {metric} over classical augmentation alone ({tried[best]['words']}{ends}, "
+        f"{p_equals(p)} after Holm)"
+    )
+    if gain["mean"] > 0 and p < ALPHA:
+        over = tried[best].get("minus_duplicates")
+        if over is not None and not (over["mean"] > 0 and over["p"] < ALPHA):
+            return f"It helps no more than copies of the real scans do: {told}, {points(over['mean'])} over copies."
+        return f"It helps: {told}."
+    fewest = result["test_patients"]
+    if least_p(fewest) * len(tried) >= ALPHA:
+        return f"It cannot be told with {fewest} test patients: {told}."
+    if all(arm["minus_baseline"]["mean"] < 0 and arm["p_adjusted"] < ALPHA for arm in tried.values()):
+        return f"It hurts: the best arm with synthetic scans is {told}."
+    return f"It does not help: at best {told}."
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The table of arms and the low-data curve.
+
+    Args:
+        result: As ``utility.json`` holds it.
+
+    Returns:
+        Markdown.
+    """
+    metric = result["metric"]
+    lines = [
+        f"# Utility of {result['synthetic'] or 'no synthetic scans'} beside {result['real']}",
+        "",
+        f"**{result['verdict']}**",
+        "",
+        f"{result['train_scans']} real training scans of {result['train_patients']} patients, "
+        f"{result['synthetic_scans']} synthetic scans, {result['test_scans']} real test scans of "
+        f"{result['test_patients']} patients; {len(result['seeds'])} seeds, {result['recipe']['steps']} steps each.",
+        "",
+        f"| learned from | scans | {metric} | seeds | points over classical | 95 % interval | p (Holm) | over copies |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in result["arms"].values():
+        cells = [arm["words"], str(arm["scans"]), f"{arm['mean']:.4f}", f"±{arm['std']:.4f}"]
+        gain = arm.get("minus_baseline")
+        if gain is None:
+            cells += ["", "", "", ""]
+        else:
+            ends = gain["interval"]
+            cells += [
+                points(gain["mean"]),
+                f"{points(ends[0])} to {points(ends[1])}" if ends else "",
+                f"{arm['p_adjusted']:.4f}" if "p_adjusted" in arm else "",
+                points(arm["minus_duplicates"]["mean"]) if "minus_duplicates" in arm else "",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if result["curve"]:
+        lines += [
+            "",
+            f"| real patients | scans | {metric} with classical augmentation | seeds |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {point['patients']} | {point['scans']:g} | {point['mean']:.4f} | ±{point['std']:.4f} |"
+            for point in result["curve"]
+        ]
+    lines += ["", *(f"- {note}" for note in result["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw_curve(result: dict[str, Any], path: Path) -> None:
+    """Draw the low-data curve of real scans, and the arms with all of them.
+
+    Args:
+        result: As ``utility.json`` holds it.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    base = result["arms"][BASELINE]
+    curve = [*result["curve"], {"patients": result["train_patients"], "mean": base["mean"], "std": base["std"]}]
+    xs = [point["patients"] for point in curve]
+    axes.errorbar(
+        xs,
+        [point["mean"] for point in curve],
+        [point["std"] for point in curve],
+        marker="o",
+        color=_COLORS["real"],
+        capsize=3,
+        label="real scans, classical augmentation",
+    )
+    others = [(name, arm) for name, arm in result["arms"].items() if name != BASELINE]
+    marks = iter("sD^v<>P*Xh")
+    for place, (name, arm) in enumerate(others, start=1):
+        synthetic = name not in ("real", DUPLICATES)
+        axes.errorbar(
+            [xs[-1] * (1 + 0.06 * place)],
+            [arm["mean"]],
+            [arm["std"]],
+            marker=next(marks, "o"),
+            linestyle="none",
+            capsize=3,
+            color=_COLORS["synthetic" if synthetic else "real"],
+            fillstyle="full" if synthetic else "none",
+            label=arm["words"],
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(xs, [str(x) for x in xs])
+    axes.minorticks_off()
+    axes.set_xlabel("real training patients (arms beside the last point learn from all of them)")
+    axes.set_ylabel(f"{result['metric']} on {result['test_scans']} test scans")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.savefig(path)
