@@ -107,11 +107,25 @@ class Gates:
             label: How its label arose, from its record; None where that is not known.
 
         Returns:
-            Those that every reference scan shows, and those of the label map that it was made from, where that is one
-            of the reference folder.
+            Those that every reference scan shows, and those of the label map that it was made from, as its record says
+            or, where an older record does not, as the reference folder has it.
         """
-        source = self.reference.labels.get(str((label or {}).get("sha256")), [])
-        return self.always | frozenset(source)
+        label = label or {}
+        names = self.reference.class_names
+        if "classes" in label:
+            return self.always | {names[value] for value in label["classes"] if value in names}
+        return self.always | frozenset(self.reference.labels.get(str(label.get("sha256")), []))
+
+    def patient_of(self, label: Mapping[str, Any] | None) -> str | None:
+        """Reference patient over whose label map a scan was made.
+
+        Args:
+            label: How its label arose, from its record; None where that is not known.
+
+        Returns:
+            The patient, whom two of the segmenters have learned from; None for any other label map.
+        """
+        return self.reference.owners.get(str((label or {}).get("sha256")))
 
     def judge(self, scans: Sequence[Measured], requested: Sequence[Collection[str]]) -> list[Verdict]:
         """Judge labelled scans.

@@ -19,6 +19,9 @@ def judge_cases(
 ) -> Iterator[tuple[Case, Verdict]]:
     """Measure and judge pairs.
 
+    A pair that was made over the label map of a reference patient is held to the segmenter that has not seen the
+    patient, as the real scan is; any other to the mean of all three.
+
     Args:
         gates: The fitted gates.
         cases: Which.
@@ -30,7 +33,9 @@ def judge_cases(
         Each pair and the verdict on it, in order. One that cannot be read is rejected, and its reason says why.
     """
     chunk: list[tuple[Case, Measured | BadInputError]] = []
-    measured = measure_all(gates.reference.instruments, cases, dataset, [None] * len(cases), name)
+    labels = [None if records is None else records[case.case].label for case in cases]
+    owners = [gates.patient_of(label) for label in labels]
+    measured = measure_all(gates.reference.instruments, cases, dataset, owners, name)
     for index, pair in enumerate(zip(cases, measured, strict=True)):
         chunk.append(pair)
         if len(chunk) == _CHUNK or index == len(cases) - 1:

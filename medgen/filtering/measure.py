@@ -68,7 +68,8 @@ class Instruments:
         Args:
             case: One of the cases of the set.
             dataset: The set.
-            patient: Of a reference scan, whom its segmenter must not have seen; None for any other scan.
+            patient: Of a reference scan, or one made over its label map, whom its segmenter must not have seen; None
+                for any other scan.
 
         Returns:
             What was measured.

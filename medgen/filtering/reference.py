@@ -17,7 +17,7 @@ from medgen.filtering.measure import Instruments, Measured
 from medgen.provenance import sha256_file
 from medgen.types import BadInputError
 
-_VERSION = 1  # raise when measurements of equal scans change
+_VERSION = 2  # raise when measurements of equal scans change
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class Reference:
         similarity: ``(N,)`` of each to its closest real scan of another patient.
         copy_threshold: Similarity above which a scan is a copy.
         labels: Classes that each label file of the whole folder shows, by the SHA-256 of the file.
+        owners: Patient of each label file of the N scans, by the same.
         instruments: What the scans were measured with.
         settings: `steps` and `seed` of the segmenters; no steps where none were trained.
         digest: Of all that the measurements depend on.
@@ -49,6 +50,7 @@ class Reference:
     similarity: torch.Tensor
     copy_threshold: float
     labels: dict[str, list[str]]
+    owners: dict[str, str]
     instruments: Instruments
     settings: dict[str, Any]
     digest: str
@@ -119,8 +121,10 @@ def digest_of(dataset: Dataset, settings: Mapping[str, Any], *, segmenters: bool
         [case.case, case.group, [sha256_scan(path) for path in (*case.images, case.label) if path]] for case in cases
     ]
     names = [sorted(dataset.class_names.items()), sorted(dataset.channel_names.items())]
+    # What scans made over any label map of the folder should show is measured too.
+    others = None if segmenters else sorted(sha256_scan(case.label) for case in dataset.cases if case.label)
     return hashlib.sha256(
-        json.dumps([VERSION, None if segmenters else _VERSION, names, content, dict(settings)]).encode()
+        json.dumps([VERSION, None if segmenters else _VERSION, names, content, others, dict(settings)]).encode()
     ).hexdigest()
 
 

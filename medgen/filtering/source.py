@@ -106,11 +106,19 @@ class ReferenceSource:
             Both.
 
         Raises:
-            BadInputError: If a gate is not known, or there are too few patients for the share.
+            BadInputError: If a gate is not known, there are too few patients for the share, or fitted gates do not say
+                what they were made with.
         """
-        kept = _read_json(self.folder / OPTIONS) if self.dataset is None else None
-        chosen = check_gates((kept or {}).get("gates", GATES) if gates is None else gates)
-        share = float((kept or {}).get("real_rejected", REAL_REJECTED)) if real_rejected is None else real_rejected
+        kept: dict[str, Any] = {"gates": GATES, "real_rejected": REAL_REJECTED}
+        if self.dataset is None and (gates is None or real_rejected is None):
+            kept = _read_json(self.folder / OPTIONS) or {}
+            if not kept.keys() >= {"gates", "real_rejected"}:
+                raise BadInputError(
+                    f"{self.folder / OPTIONS}: expected the gates and the share that these gates were fitted with, got "
+                    "none or a damaged file. Give both, --gates and --real_rejected, or the folder of the real scans."
+                )
+        chosen = check_gates(kept["gates"] if gates is None else gates)
+        share = float(kept["real_rejected"]) if real_rejected is None else real_rejected
         require_patients(self.patients, share)
         return chosen, share
 

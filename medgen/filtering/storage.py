@@ -62,6 +62,7 @@ def save_reference(reference: Reference, folder: Path) -> None:
         "segmenters_digest": None if segmenters is None else segmenters.digest,
         "warnings": reference.warnings,
         "labels": reference.labels,
+        "owners": reference.owners,
         "scans": rows,
     }
     write_text(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -141,6 +142,7 @@ def read_reference(folder: Path, device: torch.device, digest: str | None = None
             similarity=tensors["similarity"],
             copy_threshold=facts["copy_threshold"],
             labels=facts["labels"],
+            owners=facts["owners"],
             instruments=build_instruments(
                 names[0], names[1], facts["spatial_dims"], segmenters=segmenters, device=device
             ),

@@ -60,8 +60,9 @@ def table(report: Mapping[str, Any]) -> str:
         for reason, number in report["reasons"].items():
             alone = report["only_reason"].get(reason, 0)
             lines.append(f"  {reason:<{width}}  {number:>5} ({number / count:>4.0%})  {alone:>5}")
+    lines.append(f"gates: {', '.join(fitted['gates'])}")
     lines.append(
-        f"gates fitted on {fitted['reference_scans']} real scans of "
+        f"fitted on {fitted['reference_scans']} real scans of "
         f"{fitted['reference_patients']} patients, of which they reject {fitted['real_rejected_held_out']:.1%} (each "
         "judged without its patient)"
     )

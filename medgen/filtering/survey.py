@@ -78,6 +78,7 @@ def measure_reference(
         similarity=search.closest_real.similarity.double(),
         copy_threshold=search.threshold,
         labels=labels,
+        owners={sha256_scan(case.label): name for case, name in zip(cases, patients, strict=True) if case.label},
         instruments=instruments,
         settings=settings,
         digest=digest,

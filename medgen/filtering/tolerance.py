@@ -17,7 +17,7 @@ _TAIL = 0.2  # share of the real scores to which the tail on either side is fitt
 _LOGIT_END = 1e-6
 _SHAPES = (-0.3, 0.5)
 _END = 1e-3  # where a law that ends is left
-FEWEST = 5  # scores that a tolerance can be fitted to
+FEWEST = 4  # scores that a tolerance can be fitted to: with 5 patients, those of the others
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def fit_tails(values: np.ndarray, resolution: float) -> Tails:
     The shape is drawn towards 0 where there are few excesses, as though twenty more had an exponential law.
 
     Args:
-        values: ``(N,)`` real scores on the scale, at least 5.
+        values: ``(N,)`` real scores on the scale, at least 4.
         resolution: Least mean excess.
 
     Returns:

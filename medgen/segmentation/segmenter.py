@@ -132,7 +132,8 @@ def fit_network(
     """
     network = network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, pct_start=0.1)
+    # A hair above a tenth: where that is exactly one step, OneCycleLR divides by zero.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, pct_start=0.1 + 1e-9)
     order: list[int] = []
     for step in tqdm(range(recipe.steps), desc=name, unit="step"):
         generator = stream(seed, "utility", step)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from scipy.stats import beta
 
 from medgen.data.case import Case, Dataset
-from medgen.filtering import Gates, ReferenceSource, find_reference
+from medgen.filtering import Gate, Gates, ReferenceSource, find_reference
 from medgen.filtering.folder import REJECTED, as_json, close_part
 from medgen.filtering.judging import judge_cases
 from medgen.filtering.summary import write_summary
@@ -32,11 +32,13 @@ class Filter:
 
     Attributes:
         source: Of the gates.
+        options: Which gates judge, and the share of real scans that they may reject.
         wanted: Samples that are to be accepted.
         overwrite: Replace gates of another run's output.
     """
 
     source: ReferenceSource
+    options: tuple[tuple[Gate, ...], float]
     wanted: int
     overwrite: bool
 
@@ -62,8 +64,14 @@ class Filter:
                 "--num_samples N."
             )
         source = find_reference(Path(reference), output)
-        source.choose(None, None)
-        return cls(source, num_samples, overwrite)
+        try:
+            options = source.choose(None, None)
+        except BadInputError as error:
+            raise BadInputError(
+                f"{error} Such options are given to medgen filter: run it once on any set of such scans, and give the "
+                "folder of gates that it leaves beside its output as filter."
+            ) from error
+        return cls(source, options, num_samples, overwrite)
 
     @property
     def most_draws(self) -> int:
@@ -118,8 +126,7 @@ def draw_accepted(
         BadInputError: If too few samples are accepted; those that were are in the folder, and ``gates.json`` says why.
     """
     device = generator.device
-    options = chosen.source.choose(None, None)
-    gates = chosen.source.fit(*options, device, overwrite=chosen.overwrite) if main else None
+    gates = chosen.source.fit(*chosen.options, device, overwrite=chosen.overwrite) if main else None
     if main:
         _salvage(output / REJECTED)
     wait()
@@ -129,6 +136,7 @@ def draw_accepted(
             _settle(output, gates, generator)
         wait()
         accepted, rejected = read_done(output), read_done(output / REJECTED)
+        wait()  # until all have read, so that all decide alike
         drawn = len(accepted) + len(rejected)
         if len(accepted) >= chosen.wanted or at >= len(batches) or _is_hopeless(len(accepted), drawn):
             break

@@ -122,7 +122,13 @@ def _label(spec: SampleSpec, generator: Generator) -> LabelledGrid:
     label = source.label
     if label is None:
         raise BadInputError(f"{spec.file.path}: expected a label map, got none. Check the file.")
-    record: dict[str, Any] = {"source": spec.source, "file": spec.file.shown, "sha256": spec.file.sha256}
+    shown = [int(value) for value in label.unique().tolist() if value]
+    record: dict[str, Any] = {
+        "source": spec.source,
+        "file": spec.file.shown,
+        "sha256": spec.file.sha256,
+        "classes": shown,
+    }
     if spec.source == "deform":
         crowd = max(count_parts(label), config.max_parts) > MOST_PARTS
         try:

@@ -23,6 +23,8 @@ def rare_weights(files: Sequence[SourceFile], generator: Generator) -> list[floa
     classes shown and logarithms of their volumes (:func:`medgen.metrics.rarity.rarity`), relative to the median map
     and at most 20.
 
+    Whose maps they are is not known here: slices of one patient, which are alike, count as so many maps.
+
     Args:
         files: The label maps.
         generator: The model, for its classes.

@@ -203,7 +203,7 @@ def synthesize(
         job = _plan_job(drawn, generator, settings, batch_size=batch_size)
         if gates is not None:
             gates.require_model(generator, {spec.source for batch in job.batches for spec in batch.specs})
-            job.identity.update(filter=gates.source.digest, num_samples=num_samples)
+            job.identity.update(filter=[gates.source.digest, *gates.options], num_samples=num_samples)
             job.arguments.update(filter=Path(filter).resolve().name if filter else None, num_samples=num_samples)
         for path in dict.fromkeys(path for batch in job.batches for spec in batch.specs for path in spec.paths):
             _refuse_inputs_inside(output, conditions=path)

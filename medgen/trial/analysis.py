@@ -8,14 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
-from medgen.seeding import stream
-
 ALPHA = 0.05
-_RESAMPLES = 2000
-_FLIPS = 20_000
-_TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -24,8 +20,8 @@ class Difference:
 
     Attributes:
         mean: Of all classes alike, over scans and runs.
-        interval: 95 % interval over resampled patients and runs; None with fewer than two patients.
-        p: Two-sided, by changing signs of whole patients.
+        interval: 95 % interval for other patients and other trainings; None with fewer than two patients.
+        p: Two-sided; 1 with fewer than two patients.
         runs_better: Share of the runs (seeds, folds) in which the arm was better.
     """
 
@@ -55,22 +51,36 @@ def mean_score(scores: torch.Tensor) -> float:
     return float(scores.double().mean(dim=0).nanmean(dim=0).nanmean())
 
 
-def difference(arm: torch.Tensor, other: torch.Tensor, groups: Sequence[str], seed: int = 0) -> Difference:
+def difference(
+    arm: torch.Tensor, other: torch.Tensor, groups: Sequence[str], clusters: Sequence[int] | None = None
+) -> Difference:
     """Compare two arms run by run and patient by patient.
 
-    The test changes the sign of all differences of a patient at once: where an arm does nothing, each sign is as likely
-    (Fisher's randomization test). It takes the trained networks as given; the interval resamples runs as well.
+    Both vary: another training and other patients would give another difference. Its variance is taken as the sum of
+    that of the mean over runs and that of the mean over patients, each estimated from the other's means, which counts
+    what is left of both twice and so errs to the safe side; t has Satterthwaite's degrees of freedom. Classes weigh
+    alike, however many scans show them.
 
     Args:
         arm: ``(R, N, K)`` scores.
         other: As `arm`, of the same runs and scans.
-        groups: Patient of each scan.
-        seed: Of resamples and signs.
+        groups: Patient of each of the N scans.
+        clusters: For each run the draw of training scans that it shares with others, which then count as one; None
+            counts each run. Two are needed.
 
     Returns:
         The difference.
+
+    Raises:
+        ValueError: If there are fewer than two runs, or clusters.
+
+    References:
+        Satterthwaite 1946, An approximate distribution of estimates of variance components, Biometrics Bulletin 2(6).
     """
     delta = arm.double() - other.double()
+    members = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters or range(len(delta))))}
+    if len(members) < 2:
+        raise ValueError(f"expected two runs or more, or runs of two clusters or more, got {len(members)}")
     shown = ~delta[0].isnan()
     names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
     member = F.one_hot(torch.tensor([names[group] for group in groups]), len(names)).double()
@@ -78,34 +88,26 @@ def difference(arm: torch.Tensor, other: torch.Tensor, groups: Sequence[str], se
     sums = torch.einsum("np,rnk->rpk", member, delta.nan_to_num(0.0))
     known = counts.sum(dim=0) > 0
     counts, sums = counts[:, known], sums[..., known]
-    parts = (sums.mean(dim=0) / counts.sum(dim=0)).mean(dim=1)  # what each patient adds to the mean
-    mean = float(parts.sum())
-    chance = stream(seed, "utility", "signs")
-    signs = torch.randint(2, (_FLIPS, len(names)), generator=chance).double() * 2 - 1
-    extreme = (signs @ parts).abs() >= abs(mean) - 1e-12
-    by_run = (sums.sum(dim=1) / counts.sum(dim=0)).mean(dim=1)
-    return Difference(
-        mean=mean,
-        interval=_interval(sums, counts, seed) if len(names) > 1 else None,
-        p=float((extreme.sum() + 1) / (_FLIPS + 1)),
-        runs_better=float((by_run > 0).double().mean()),
-    )
-
-
-def _interval(sums: torch.Tensor, counts: torch.Tensor, seed: int) -> tuple[float, float]:
-    runs, patients, _ = sums.shape
-    chance = stream(seed, "utility", "resamples")
-
-    def weights(count: int) -> torch.Tensor:
-        drawn = torch.randint(count, (_RESAMPLES, count), generator=chance)
-        return torch.zeros(_RESAMPLES, count, dtype=torch.float64).scatter_add_(
-            1, drawn, torch.ones_like(drawn).double()
-        )
-
-    of_runs, of_patients = weights(runs) / runs, weights(patients)
-    means = torch.einsum("br,bp,rpk->bk", of_runs, of_patients, sums) / (of_patients @ counts)
-    low, high = torch.nanquantile(means.nanmean(dim=1), torch.tensor(_TAILS, dtype=torch.float64)).tolist()
-    return low, high
+    parts = (sums / counts.sum(dim=0)).mean(dim=2)  # (R, P), what each patient adds to the mean of a run
+    weights = (counts / counts.sum(dim=0)).mean(dim=1)
+    mean, by_run = float(parts.mean(dim=0).sum()), parts.sum(dim=1)
+    better = float((by_run > 0).double().mean())
+    patients = int((weights > 0).sum())
+    if patients < 2:
+        return Difference(mean, None, 1.0, better)
+    own = torch.tensor([members[cluster] for cluster in clusters or range(len(delta))])
+    by_cluster = torch.stack([by_run[own == index].mean() for index in range(len(members))])
+    # Of a mean of ratios: what a patient adds beyond its share of the mean.
+    beyond = parts.mean(dim=0) - mean * weights
+    of_patients = patients / (patients - 1) * float(beyond.square().sum())
+    of_runs = float(by_cluster.var()) / len(members)
+    variance = of_patients + of_runs
+    if variance == 0:
+        return Difference(mean, (mean, mean), float(mean == 0), better)
+    freedom = variance**2 / (of_patients**2 / (patients - 1) + of_runs**2 / (len(members) - 1))
+    half = math.sqrt(variance) * float(stats.t.ppf(1 - ALPHA / 2, freedom))
+    p = 2 * float(stats.t.sf(abs(mean) / math.sqrt(variance), freedom))
+    return Difference(mean, (mean - half, mean + half), p, better)
 
 
 def adjust(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -122,15 +124,3 @@ def adjust(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, p_values[name] * (len(p_values) - rank)))
         adjusted[name] = largest
     return adjusted
-
-
-def least_p(patients: int) -> float:
-    """Smallest p value that the test can give.
-
-    Args:
-        patients: Of the test scans.
-
-    Returns:
-        Two of all combinations of signs.
-    """
-    return math.ldexp(1.0, 1 - patients)

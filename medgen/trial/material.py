@@ -79,6 +79,12 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
     """
     dataset = read_dataset(real)
     train, test = ([case for case in part if _is_labelled(case, target)] for part in split_cases(dataset, seed=seed))
+    torn = {case.group for case in train if case.group} & {case.group for case in test if case.group}
+    if torn:
+        raise BadInputError(
+            f"{dataset.root}: expected no patient in both training and test, got {len(torn)}, such as {min(torn)}: "
+            "what is learned of them would be tested on them. Correct val.txt or the column split."
+        )
     what = "labelled" if target is None else f"{target!r}"
     for name, cases in (("training", train), ("test", test)):
         if len(cases) < FEWEST:
@@ -176,7 +182,7 @@ def _load_synthetic(
     reasons = {
         "have no label map" if reader.target is None else f"have no {reader.target!r}": len(synthetic.cases)
         - len(labelled),
-        "were made from a test scan": len(labelled) - len(kept),
+        "were made from a test scan or its label map": len(labelled) - len(kept),
         "have the label map of a test scan": len(pairs) - len(fresh),
     }
     told = [f"{count} synthetic scans {reason}" for reason, count in reasons.items() if count]
@@ -190,7 +196,7 @@ def _load_synthetic(
 
 
 def material_digest(pairs: Sequence[Pair]) -> str:
-    """What some scans are, in any order.
+    """What some scans are, in their order, on which crops and rows of scores depend.
 
     Args:
         pairs: The scans.
@@ -198,5 +204,5 @@ def material_digest(pairs: Sequence[Pair]) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digests = sorted(sha256_array(image) + sha256_array(target) for image, target in pairs)
+    digests = [sha256_array(image) + sha256_array(target) for image, target in pairs]
     return hashlib.sha256("".join(digests).encode()).hexdigest()

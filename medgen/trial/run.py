@@ -24,7 +24,7 @@ from medgen.types import BadInputError
 
 _RESULT = "utility.json"
 _RATIOS = (0.25, 1.0, 3.0)
-_FORMAT = 1  # raise when equal settings give other scores
+_FORMAT = 2  # raise when equal settings give other scores
 
 
 def utility(
@@ -47,8 +47,8 @@ def utility(
     number of the synthetic scans; with synthetic scans at several ratios; from synthetic scans first and real ones
     then; and from synthetic scans alone. Each takes as many steps from the same first weights. All are tested on the
     real validation scans, which nothing else has seen: not the generator, not its label maps, not the gates.
-    Differences are paired by patient, and p values corrected for the number of ways (Holm). The verdict can be that it
-    does not help.
+    Differences are paired by patient and training, with an interval for other patients and other trainings, and p
+    values are corrected for the number of ways (Holm). The verdict can be that it does not help.
 
     The low-data curve trains on fewer patients, without synthetic scans: a generator that has learned from more would
     tell of the others. To compare with few cases, train a generator on those alone and give their folder as `real`.
@@ -65,7 +65,7 @@ def utility(
         target: Column of the metadata, such as `view`, that a classifier is to tell; by default a segmenter learns the
             label maps.
         num_cases: Patients of the low-data curve; those that are not fewer than all are left out.
-        num_seeds: Trainings of each way, with other first weights, crops and patients of the curve.
+        num_seeds: Trainings of each way, at least 2, with other first weights, crops and patients of the curve.
         steps: Optimizer steps of each training.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
         seed: Root of all draws.
@@ -80,7 +80,7 @@ def utility(
         DivergedError: If a training came to no finite loss; what was finished is kept.
     """
     for name, value, least in (
-        ("num_seeds", num_seeds, 1),
+        ("num_seeds", num_seeds, 2),
         ("steps", steps, 2),
         *(("num_cases", n, 1) for n in num_cases),
     ):
@@ -109,6 +109,7 @@ def utility(
             seed,
         ]
         + [material_digest(part) for part in (material.train, material.synthetic, material.test)]
+        + [material.train_groups, material.test_groups]
     )
     _claim(output, identity, overwrite=overwrite)
     scorer = _Scorer(output / "runs", material, recipe)
@@ -146,6 +147,7 @@ def utility(
             {"patients": count, "scans": statistics.mean(sizes[count]), **_spread(torch.stack(curve[count]))}
             for count in counts
         ],
+        "runs": {arm.name: [scorer.file(arm, material.train, one).name for one in seeds] for arm in arms},
         "notes": notes,
         "runtime": runtime_info(chosen),
     }
@@ -210,18 +212,25 @@ class _Scorer:
     material: Material
     recipe: Recipe
 
-    def score(self, arm: Arm, real: Sequence[Pair], seed: int) -> torch.Tensor:
-        """``(N, K)`` scores of the test scans."""
+    def file(self, arm: Arm, real: Sequence[Pair], seed: int) -> Path:
+        """Where the scores of a training are kept: its name tells all that they depend on."""
         material, task = self.material, self.material.task
-        synthetic = material.synthetic if arm.uses_synthetic else []
-        parts = [material_digest(pairs) for pairs in (real, synthetic, material.test)]
+        parts = [material_digest(pairs) for pairs in (real, self._synthetic(arm), material.test)]
         settings = {**asdict(arm), "words": "", "metric": task.metric, "device": task.device.type}
         key = _digest([_FORMAT, settings, asdict(self.recipe), task.patch, task.classes, seed, *parts])
-        file = self.folder / f"{arm.name}_{len(real)}_{seed}_{key[:12]}.json"
+        return self.folder / f"{arm.name}_{len(real)}_{seed}_{key[:12]}.json"
+
+    def _synthetic(self, arm: Arm) -> Sequence[Pair]:
+        return self.material.synthetic if arm.uses_synthetic else []
+
+    def score(self, arm: Arm, real: Sequence[Pair], seed: int) -> torch.Tensor:
+        """``(N, K)`` scores of the test scans."""
+        task, file = self.material.task, self.file(arm, real, seed)
         if file.is_file():
             rows = json.loads(file.read_text(encoding="utf-8"))["scores"]
         else:
-            found = task.score(train_arm(arm, task, real, synthetic, self.recipe, seed), material.test)
+            network = train_arm(arm, task, real, self._synthetic(arm), self.recipe, seed)
+            found = task.score(network, self.material.test)
             rows = [[None if value != value else value for value in row] for row in found.tolist()]
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps({"arm": arm.name, "seed": seed, "scores": rows}) + "\n")

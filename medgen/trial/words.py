@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.report.numbers import p_equals
-from medgen.trial.analysis import ALPHA, least_p
+from medgen.trial.analysis import ALPHA
 from medgen.trial.arms import BASELINE, DUPLICATES
 
 _COLORS = {"real": "#666666", "synthetic": "#b3541e"}
@@ -49,9 +49,8 @@ def verdict(result: dict[str, Any]) -> str:
         if over is not None and not (over["mean"] > 0 and over["p"] < ALPHA):
             return f"It helps no more than copies of the real scans do: {told}, {points(over['mean'])} over copies."
         return f"It helps: {told}."
-    fewest = result["test_patients"]
-    if least_p(fewest) * len(tried) >= ALPHA:
-        return f"It cannot be told with {fewest} test patients: {told}."
+    if gain["interval"] is None:
+        return f"It cannot be told with {result['test_patients']} test patient: {told}."
     if all(arm["minus_baseline"]["mean"] < 0 and arm["p_adjusted"] < ALPHA for arm in tried.values()):
         return f"It hurts: the best arm with synthetic scans is {told}."
     return f"It does not help: at best {told}."

@@ -15,8 +15,10 @@ from scipy.ndimage import gaussian_filter
 from medgen.cli import main
 from medgen.data.dataset import load_case, read_dataset
 from medgen.data.export import write_case, write_dataset_json
-from medgen.filtering import filter_pairs, run
+from medgen.filtering import filter_pairs, find_reference, run
+from medgen.filtering.consistency import Segmenters
 from medgen.provenance import SampleRecord, finalize_manifest, read_manifest, sha256_array, sha256_file
+from medgen.segmentation import Pair
 from medgen.types import BadInputError, Grid
 
 CLASSES = {0: "background", 1: "shell", 2: "core"}
@@ -50,9 +52,9 @@ def write_real(root: Path, seeds: Iterable[int], *, val: Iterable[int] = (), gro
 
 
 def write_made(
-    root: Path, scans: dict[str, tuple[np.ndarray, np.ndarray]], sources: dict[str, str] | None = None
+    root: Path, scans: dict[str, tuple[np.ndarray, np.ndarray]], sources: dict[str, dict] | None = None
 ) -> Path:
-    """A set with a manifest, as ``medgen synthesize`` writes it; `sources` are digests of label files."""
+    """A set with a manifest, as ``medgen synthesize`` writes it; `sources` say which label files labels are from."""
     records = []
     for index, (case, (image, label)) in enumerate(scans.items()):
         for name in ("imagesTr", "labelsTr"):
@@ -66,7 +68,7 @@ def write_made(
             grid,
             image_dtype="uint8",
         )
-        origin = {"source": "files", "sha256": sources[case]} if sources and case in sources else {"source": "generate"}
+        origin = {"source": "files", **sources[case]} if sources and case in sources else {"source": "generate"}
         records.append(
             SampleRecord(
                 case=case,
@@ -228,12 +230,79 @@ def test_a_class_that_the_source_label_shows_is_missed(real: Path, filtered: Pat
     facts = json.loads((gates / "reference.json").read_text())
     facts["scans"][0]["classes"] = ["shell"]
     (gates / "reference.json").write_text(json.dumps(facts))
-    source = sha256_file(real / "labels" / "r025.png")  # of a validation scan: what was asked for is no fit
-    image, label = _spoiled(201, "missing")
-    made = write_made(tmp_path / "made", {"told": (image, label), "untold": (image, label)}, {"told": source})
+    digest = sha256_file(real / "labels" / "r025.png")  # of a validation scan: what was asked for is no fit
+    sources = {
+        "older": {"sha256": digest},
+        "foreign": {"sha256": "0" * 64, "classes": [1, 2]},
+        "shell": {"sha256": digest, "classes": [1]},
+    }
+    spoiled = _spoiled(201, "missing")
+    made = write_made(tmp_path / "made", dict.fromkeys([*sources, "untold"], spoiled), sources)
     filter_pairs(made, gates, tmp_path / "out", gates=["geometry"])
-    reasons = _reasons(tmp_path / "out")
-    assert reasons["told"] == ["missing_class:core"] and reasons["untold"] == []
+    expected = {"older": ["missing_class:core"], "foreign": ["missing_class:core"], "shell": [], "untold": []}
+    assert _reasons(tmp_path / "out") == expected
+
+
+def test_over_a_reference_label_only_the_segmenter_judges_that_has_not_seen_it(
+    real: Path, filtered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {name: {"sha256": sha256_file(real / "labels" / f"{name}.png")} for name in ("r004", "r025")}
+    made = write_made(tmp_path / "made", {name: scan(int(name[1:])) for name in (*sources, "r300")}, sources)
+    asked = []
+    agreement = Segmenters.agreement
+
+    def watch(self: Segmenters, pair: Pair, patient: str | None = None) -> torch.Tensor:
+        counts = agreement(self, pair, patient)
+        asked.append((patient, len(counts)))
+        return counts
+
+    monkeypatch.setattr(Segmenters, "agreement", watch)
+    filter_pairs(made, filtered.with_name("accepted_gates"), tmp_path / "out")
+    assert sorted(asked, key=str) == [("p4", 1), (None, 3), (None, 3)]  # r025 is of the validation split
+
+
+def test_another_label_of_the_folder_makes_another_reference(real: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "real"
+    shutil.copytree(real, copy)
+    digests = [find_reference(copy, tmp_path / "out").digest]
+    Image.fromarray(scan(99)[1]).save(copy / "labels" / "r025.png")
+    assert find_reference(copy, tmp_path / "out").digest not in digests
+
+
+def test_fitted_gates_that_do_not_say_with_what_are_refused(filtered: Path, made: Path, tmp_path: Path) -> None:
+    gates = tmp_path / "gates"
+    shutil.copytree(filtered.with_name("accepted_gates"), gates)
+    for content in (None, "{", '{"gates": ["size"]}'):
+        (gates / "options.json").unlink(missing_ok=True)
+        if content:
+            (gates / "options.json").write_text(content)
+        with pytest.raises(BadInputError, match=r"options\.json: expected the gates and the share .* Give both"):
+            filter_pairs(made, gates, tmp_path / "out", gates=["geometry"])
+    filter_pairs(made, gates, tmp_path / "out", gates=["geometry"], real_rejected=0.1)
+    facts = json.loads((gates / "reference.json").read_text())
+    (gates / "reference.json").write_text(json.dumps({key: facts[key] for key in facts if key != "digest"}))
+    with pytest.raises(BadInputError, match=r"reference\.json: expected the facts of fitted gates, got .*'digest'"):
+        filter_pairs(made, gates, tmp_path / "again")
+
+
+def test_gates_measured_without_segmenters_cannot_judge_consistency(real: Path, made: Path, tmp_path: Path) -> None:
+    filter_pairs(made, real, tmp_path / "out", gates=["size", "geometry"])
+    with pytest.raises(BadInputError, match=r"expected a reference with segmenters for the gate consistency"):
+        filter_pairs(made, tmp_path / "out_gates", tmp_path / "again", gates=["consistency"])
+    shutil.rmtree(tmp_path / "out_gates")
+    (tmp_path / "out_gates").mkdir()
+    (tmp_path / "out_gates" / "notes.txt").write_text("mine")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(BadInputError, match=r"expected an empty folder for the gates"):
+        filter_pairs(made, real, tmp_path / "out", gates=["size", "geometry"])
+
+
+def test_five_patients_are_enough_for_a_larger_share(made: Path, tmp_path: Path) -> None:
+    few = write_real(tmp_path / "few", range(5))
+    with pytest.raises(BadInputError, match=r"of at least 19 patients.*--real_rejected 0\.167"):
+        filter_pairs(made, few, tmp_path / "out", gates=["size"])
+    report = filter_pairs(made, few, tmp_path / "out", gates=["size"], real_rejected=0.167)
+    assert report["fitted"]["reference_patients"] == 5
 
 
 def test_any_labelled_folder_is_filtered(real: Path, filtered: Path, tmp_path: Path) -> None:
@@ -320,7 +389,7 @@ def test_a_class_in_too_few_scans_is_refused_before_anything_is_trained(tmp_path
     for seed in range(4, 20):
         label = scan(seed)[1]
         Image.fromarray(np.where(label == 2, 1, label).astype(np.uint8)).save(rare / "labels" / f"r{seed:03d}.png")
-    with pytest.raises(BadInputError, match=r"expected class core in at least 5 scans beside those .* got it in 3"):
+    with pytest.raises(BadInputError, match=r"expected class core in at least 4 scans beside those .* got it in 3"):
         filter_pairs(made, rare, tmp_path / "out")
     assert not list((tmp_path / "out_gates").glob("segmenter_*"))
 

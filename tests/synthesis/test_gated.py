@@ -164,3 +164,9 @@ def test_what_cannot_be_filtered_is_refused(
     make_generator(3).save_pretrained(tmp_path / "volumes")
     refuse(r"model tiny-3d: expected 2D scans as in the reference .*got 3D", model=str(tmp_path / "volumes"))
     refuse(r"expected a folder of scans, got nothing there", filter=tmp_path / "absent")
+    few = tmp_path / "few"
+    for index in range(5):
+        _save(few / "images" / f"r{index}.png", np.random.default_rng(index).integers(0, 255, SHAPE).astype(np.uint8))
+        _save(few / "labels" / f"r{index}.png", _label(7 + index))
+    (few / "classes.json").write_text('{"0": "background", "1": "head", "2": "tail"}')
+    refuse(r"of at least 19 patients.*Such options are given to medgen filter", filter=few)

@@ -17,7 +17,7 @@ from medgen.provenance import SampleRecord, sha256_file
 from medgen.segmentation import CLASSICAL, UNCHANGED, Recipe
 from medgen.trial import run, utility
 from medgen.trial.arms import plan_arms, train_arm
-from medgen.trial.material import load_material
+from medgen.trial.material import load_material, material_digest
 from medgen.trial.task import Classification, Segmentation
 from medgen.types import BadInputError
 
@@ -139,10 +139,39 @@ def test_synthetic_scans_made_from_test_scans_are_left_out(folders: tuple[Path, 
     material = load_material(folders[0], synthetic, None, 0, CPU)
     assert len(material.synthetic) == 10
     assert any("1 synthetic scans were made from a test scan" in note for note in material.notes)
+    # Deformed from the label map of a test scan: no voxel of it need be equal.
+    record |= {"label": {"source": "deform", "sha256": sha256_file(folders[0] / "labels" / "scan_22.png")}}
+    record |= {"conditions": {}}
+    (synthetic / "manifest.jsonl").write_text(json.dumps(record) + "\n")
+    assert len(load_material(folders[0], synthetic, None, 0, CPU).synthetic) == 10
+
+
+def test_a_patient_in_training_and_test_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    shutil.copytree(folders[0], real)
+    rows = (real / "metadata.csv").read_text()
+    (real / "metadata.csv").write_text(rows.replace("scan_21.png,p10,val", "scan_21.png,p0,val"))
+    with (
+        pytest.warns(UserWarning, match="in both parts"),
+        pytest.raises(BadInputError, match="expected no patient in both training and test, got 1, such as p0"),
+    ):
+        load_material(real, None, None, 0, CPU)
+
+
+def test_scores_are_kept_by_the_order_of_their_scans(folders: tuple[Path, Path]) -> None:
+    material = load_material(folders[0], None, None, 0, CPU)
+    assert material_digest(material.test) == material_digest(list(material.test))
+    assert material_digest(material.test) != material_digest(list(reversed(material.test)))
+
+
+def test_ten_steps_can_be_trained(folders: tuple[Path, Path]) -> None:
+    material = load_material(folders[0], None, None, 0, CPU)
+    arm = plan_arms([])[0]
+    assert train_arm(arm, material.task, material.train, [], Recipe(10, 2), 0) is not None
 
 
 def test_without_synthetic_scans_it_measures_the_room(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    result = utility(folders[0], None, tmp_path / "room", num_cases=(2, 3), num_seeds=1, steps=2, device="cpu")
+    result = utility(folders[0], None, tmp_path / "room", num_cases=(2, 3), num_seeds=2, steps=2, device="cpu")
     assert list(result["arms"]) == ["real", "classical"]
     assert [point["patients"] for point in result["curve"]] == [2, 3]
     assert result["verdict"].startswith("Without synthetic scans: Dice 0.")
@@ -161,7 +190,7 @@ def test_patients_of_the_curve_are_nested(folders: tuple[Path, Path]) -> None:
     [
         ({"ratios": [3.0]}, r"ratios: expected above 0 and at most 1\.10.*got 3"),
         ({"ratios": [0.0]}, "ratios: expected above 0"),
-        ({"num_seeds": 0}, "num_seeds: expected at least 1, got 0"),
+        ({"num_seeds": 1}, "num_seeds: expected at least 2, got 1"),
         ({"steps": 1}, "steps: expected at least 2, got 1"),
         ({"num_cases": (0,)}, "num_cases: expected at least 1, got 0"),
         ({"synthetic": None, "ratios": [1.0]}, "expected none without synthetic scans"),
@@ -206,7 +235,7 @@ def test_a_classifier_learns_what_a_column_says(folders: tuple[Path, Path], tmp_
     scores = material.task.score(network, material.test)
     assert scores.nanmean(dim=0).tolist() == [1.0, 1.0]
     assert (~scores.isnan()).sum(dim=0).tolist() == [4, 12]
-    result = utility(real, None, tmp_path / "out", target="look", num_cases=(), num_seeds=1, steps=2, device="cpu")
+    result = utility(real, None, tmp_path / "out", target="look", num_cases=(), num_seeds=2, steps=2, device="cpu")
     assert result["metric"] == "balanced accuracy"
     with pytest.raises(BadInputError, match="expected at least 3 training scans with 'sex', got 0"):
         load_material(real, None, "sex", 0, CPU)
