@@ -9,13 +9,14 @@ import torch
 from medgen.conditions.attributes import Attribute, encode_attributes
 from medgen.conditions.condition import Condition
 from medgen.conditions.edge import edge_channels
-from medgen.conditions.mask import one_hot
+from medgen.conditions.mask import MaskForm, encode_mask
 
 
 def assemble(
     *,
     index: torch.Tensor | None = None,
     num_classes: int = 0,
+    mask_form: MaskForm = "one_hot",
     valid: torch.Tensor | None = None,
     edge: torch.Tensor | None = None,
     attributes: Mapping[str, Attribute] | None = None,
@@ -27,6 +28,7 @@ def assemble(
     Args:
         index: ``(*spatial)`` class indices of its label map.
         num_classes: Classes of the label map, with background.
+        mask_form: How the label map is written as numbers.
         valid: ``(*spatial)`` bool, True inside the field of view; None means everywhere.
         edge: ``(1, *spatial)`` edge strength in [0, 1].
         attributes: What the model knows of attributes.
@@ -41,7 +43,7 @@ def assemble(
     """
     parts: dict[str, torch.Tensor] = {}
     if index is not None:
-        parts["mask"] = one_hot(index[None].long(), num_classes, valid=None if valid is None else valid[None])
+        parts["mask"] = encode_mask(index.long(), num_classes, mask_form, valid=valid)
     if edge is not None:
         inside = torch.ones_like(edge) if valid is None else valid[None].to(edge)
         # Outside the field of view there is neither an edge nor the absence of one.

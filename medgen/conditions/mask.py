@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from medgen.types import BadInputError, Spacing
+
+MaskForm = Literal["one_hot", "signed_distance"]
 
 
 def one_hot(label: torch.Tensor, num_classes: int, *, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -107,6 +110,36 @@ def class_distances(label: torch.Tensor, num_classes: int, *, truncation: float 
     """
     background = -signed_distance((label > 0).to(torch.int16), 2, truncation=truncation)
     return torch.cat([background, signed_distance(label, num_classes, truncation=truncation)])
+
+
+def encode_mask(
+    label: torch.Tensor, num_classes: int, form: MaskForm = "one_hot", *, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A label map as a denoiser is steered by it; all zeros is the null of an unconditional pass.
+
+    Args:
+        label: ``(*spatial)`` integer class indices in ``[0, num_classes)``.
+        num_classes: K, number of classes with background.
+        form: `one_hot` (:func:`one_hot`) or `signed_distance` (:func:`class_distances`), which tells each voxel how far
+            off every border lies, up to 8 voxels.
+        valid: ``(*spatial)`` bool, True inside the field of view, beyond which all is zero; None means everywhere.
+
+    Returns:
+        ``(1, K, *spatial)`` float32, on the CPU for distances.
+
+    Raises:
+        BadInputError: If the label has no integer type or holds a value outside the classes, or ``valid`` differs from
+            it in shape.
+    """
+    if form == "one_hot":
+        return one_hot(label[None], num_classes, valid=None if valid is None else valid[None])
+    inside = torch.ones_like(label, dtype=torch.bool) if valid is None else valid.bool()
+    if inside.shape != label.shape:
+        raise BadInputError(
+            f"valid: expected the label's shape {tuple(label.shape)}, got {tuple(inside.shape)}. "
+            "Pass one field-of-view mask per label map."
+        )
+    return (class_distances(label, num_classes) * inside.cpu())[None]
 
 
 def from_class_distances(distance: torch.Tensor) -> torch.Tensor:

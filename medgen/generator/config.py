@@ -11,6 +11,7 @@ import jsonargparse
 
 from medgen.conditions.attributes import Attribute
 from medgen.conditions.edge import EdgeSettings
+from medgen.conditions.mask import MaskForm
 from medgen.data.intensity import IntensityMap, Normalization
 from medgen.diffusion.objective import Objective
 from medgen.types import BadInputError
@@ -74,6 +75,7 @@ class GeneratorConfig:
         shapes: Shapes of training scans on the model's grid before padding, to draw new fields of view from.
         constant_classes: Label values that every training case has.
         max_parts: Connected parts of the foreground that 5 % of the training cases exceed at most; 0 sets no limit.
+        mask_form: How label maps that steer it are written as numbers.
         edge: How edges were extracted from the training scans; None if edges do not steer it.
         attributes: Facts that steer it, and how they are written as numbers.
         text_template: How its training texts were made of columns of the metadata; None if they were a column.
@@ -103,6 +105,7 @@ class GeneratorConfig:
     shapes: tuple[tuple[int, ...], ...] = ()
     constant_classes: tuple[int, ...] = ()
     max_parts: int = 0
+    mask_form: MaskForm = "one_hot"
     edge: EdgeSettings | None = None
     attributes: dict[str, Attribute] = field(default_factory=dict)
     text_template: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from medgen.conditions.attributes import SPACING, Attribute, fit_attribute, fit_spacing
 from medgen.conditions.edge import EdgeSettings
+from medgen.conditions.mask import MaskForm
 from medgen.conditions.text import fill_template
 from medgen.data.case import TRAIN_SPLITS, Case, Dataset
 from medgen.data.geometry import place
@@ -62,6 +63,7 @@ class ConditionsPlan:
 
     Attributes:
         mask: Whether label maps do.
+        mask_form: How they are written as numbers: `one_hot`, or `signed_distance` from the border of each class.
         class_dropout: Chance that a class of a label map is background in a training sample, so that maps with few of
             the classes can be used later, and the others come as the model likes (Konz et al. 2024, arXiv:2402.05210).
         edge: How edges are extracted from the training scans; null is without edges.
@@ -71,6 +73,7 @@ class ConditionsPlan:
     """
 
     mask: bool = True
+    mask_form: MaskForm = "one_hot"
     class_dropout: float = 0.0
     edge: EdgeSettings | None = None
     text: TextPlan | None = None

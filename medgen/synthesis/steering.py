@@ -307,6 +307,7 @@ def batch_condition(generator: Generator, group: Sequence[LabelledGrid]) -> Cond
         assemble(
             index=item.index,
             num_classes=generator.num_classes,
+            mask_form=generator.config.mask_form,
             valid=valid_mask(item.placement),
             edge=item.edge,
             attributes={name: generator.config.attributes[name] for name in item.facts},

@@ -163,6 +163,7 @@ def _all_conditions(base: Generator, wanted: ConditionsPlan) -> ConditionsPlan:
         text = TextPlan(template=config.text_template, length=base.text_encoder.length, width=base.text_encoder.width)
     return ConditionsPlan(
         mask=wanted.mask or "mask" in base.conditions,
+        mask_form=config.mask_form if "mask" in base.conditions else wanted.mask_form,
         edge=config.edge or wanted.edge,
         text=text,
         attributes=dict(config.attributes),

@@ -71,6 +71,7 @@ def describe_generator(
         shapes=tuple(shapes),
         constant_classes=tuple(sorted(constant)),
         max_parts=parts,
+        mask_form=plan.denoiser.conditions.mask_form,
         edge=plan.denoiser.conditions.edge,
         attributes=plan.denoiser.conditions.attributes,
         text_template=plan.denoiser.conditions.text.template if plan.denoiser.conditions.text else None,

@@ -69,6 +69,7 @@ class Steering:
         condition = assemble(
             index=label if self.plan.mask and scan.labelled else None,
             num_classes=self.num_classes,
+            mask_form=self.plan.mask_form,
             valid=valid,
             edge=tensors["edge"][None].float() / 255 if self.plan.edge is not None else None,
             attributes=self.plan.attributes,

@@ -6,7 +6,7 @@ import torch
 from monai.networks import one_hot as monai_one_hot
 from scipy.spatial import cKDTree
 
-from medgen.conditions.mask import class_distances, from_class_distances, one_hot, signed_distance
+from medgen.conditions.mask import class_distances, encode_mask, from_class_distances, one_hot, signed_distance
 from medgen.types import BadInputError
 
 
@@ -92,10 +92,31 @@ def test_labels_that_are_no_class_indices_are_refused(label: torch.Tensor, num_c
         signed_distance(label[0], num_classes)
 
 
+@pytest.mark.parametrize("shape", [(17, 12), (9, 14, 11)])
+def test_both_forms_of_a_mask_tell_the_classes_and_are_nothing_outside_the_field_of_view(
+    shape: tuple[int, ...],
+) -> None:
+    label = _random_label(shape, 4)
+    valid = torch.ones(shape, dtype=torch.bool)
+    valid[-3:] = False
+    for form in ("one_hot", "signed_distance"):
+        mask = encode_mask(label, 4, form, valid=valid)
+        assert mask.shape == (1, 4, *shape)
+        assert torch.equal(mask[0].argmax(dim=0)[valid], label.long()[valid])
+        assert not mask[0][:, ~valid].any()
+        # Never the null, which is all zeros, not even where there is background alone.
+        assert encode_mask(torch.zeros_like(label), 4, form)[0].abs().sum(dim=0).gt(0).all()
+    assert torch.equal(encode_mask(label, 4, valid=valid), one_hot(label[None], 4, valid=valid[None]))
+    assert torch.equal(encode_mask(label, 4, "signed_distance")[0], class_distances(label, 4))
+
+
 def test_wrong_arguments_are_named() -> None:
     label = torch.ones(4, 4, dtype=torch.int16)
     with pytest.raises(BadInputError, match=r"valid: expected the label's shape \(1, 4, 4\)"):
         one_hot(label[None], 2, valid=torch.ones(4, 4, dtype=torch.bool))
+    for form in ("one_hot", "signed_distance"):
+        with pytest.raises(BadInputError, match="valid: expected the label's shape"):
+            encode_mask(label, 2, form, valid=torch.ones(3, 4, dtype=torch.bool))
     with pytest.raises(BadInputError, match="truncation: expected a positive distance"):
         signed_distance(label, 2, truncation=0)
     with pytest.raises(BadInputError, match="spacing: expected 2 positive lengths"):

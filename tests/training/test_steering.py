@@ -17,6 +17,7 @@ from scipy import ndimage
 from medgen.conditions.assemble import assemble
 from medgen.conditions.attributes import Attribute
 from medgen.conditions.edge import EdgeSettings
+from medgen.conditions.mask import class_distances
 from medgen.data.dataset import read_dataset
 from medgen.data.intensity import Normalization
 from medgen.generator import Generator
@@ -108,6 +109,34 @@ def test_a_model_of_texts_alone_has_no_label_generator(folder, tmp_path, tiny_pl
     made = Generator.from_pretrained(tmp_path / "run")
     assert made.conditions == ("edge", "text", "age", "view")
     assert made.label_denoiser is None
+
+
+@pytest.mark.parametrize("as_branch", [False, True])
+def test_masks_may_steer_as_signed_distances(folder, tmp_path, tiny_plan, as_branch):
+    distances = ConditionsPlan(mask_form="signed_distance")
+    plan, base = _steered(tiny_plan, distances, label=None), None
+    if as_branch:
+        base = train(
+            folder, tmp_path / "base", plan=_steered(tiny_plan, ConditionsPlan(mask=False), label=None), device="cpu"
+        )
+        plan = plan_on(Generator.from_pretrained(base), read_dataset(folder), ["mask"])
+        plan = dataclasses.replace(
+            plan, denoiser=dataclasses.replace(plan.denoiser, conditions=distances, steps=3, batch_size=2)
+        )
+    run = train(folder, tmp_path / "run", plan=plan, base=base and str(base), device="cpu")
+    made = Generator.from_pretrained(run)
+    assert made.config.mask_form == "signed_distance"
+    tuned = plan_on(made, read_dataset(folder), ["mask"]) if not as_branch else None
+    assert tuned is None or tuned.denoiser.conditions.mask_form == "signed_distance"
+    steering = Steering(distances, 2, [_scan()])
+    label = torch.zeros(16, 16, dtype=torch.uint8)
+    label[5:11, 4:9] = 1
+    learned, _ = steering.read("a", {"label": label, "valid": torch.ones(16, 16, dtype=torch.bool)}, None)
+    assert torch.equal(learned.parts["mask"][0], class_distances(label, 2))
+    records = synthesize(
+        tmp_path / "out", model=str(run), labels=folder / "labels", num_samples=2, num_inference_steps=2, device="cpu"
+    )
+    assert len(records) == 2
 
 
 def test_changed_metadata_are_another_run(folder, tmp_path, tiny_plan):
