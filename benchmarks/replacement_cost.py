@@ -13,7 +13,7 @@ import multiprocessing
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from common import WORKDIR, cores, data_folder, link_files, save, table, verdict
@@ -27,8 +27,10 @@ from monai.utils import set_determinism
 from medgen import read_dataset, synthesize
 from medgen.provenance import MANIFEST
 from medgen.transforms import RandSyntheticReplaced, SyntheticBank
+from medgen.transforms.synthetic_replace import Draw
 
-MOST_TIME, MOST_GROWTH = 0.05, 0.01
+# A share, and MB per epoch: less than one volume of this size in a byte per voxel.
+MOST_TIME, MOST_GROWTH = 0.05, 0.1
 KEYS = ("image", "label")
 SIZE = (48, 64, 48)
 BATCH = 2
@@ -37,12 +39,14 @@ BATCH = 2
 class Timed(RandSyntheticReplaced):
     """Keeps the processor time of each call."""
 
-    seconds: list[float]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.seconds: list[float] = []
 
-    def __call__(self, data: Any) -> Any:
+    def __call__(self, data: Any, randomize: bool = True) -> Any:
         """Replace, and note the time."""
         start = time.thread_time()
-        made = super().__call__(data)
+        made = super().__call__(data, randomize)
         self.seconds.append(time.thread_time() - start)
         return made
 
@@ -106,7 +110,7 @@ def main(scans: int = 32, steps: int = 20, epochs: int = 10) -> None:
     Args:
         scans: Real volumes, and as many synthetic ones.
         steps: Training steps that are timed.
-        epochs: Epochs for the memory.
+        epochs: Epochs for the memory, at least 3.
     """
     torch.set_num_threads(1)
     data = data_folder("hippocampus3d")
@@ -127,41 +131,55 @@ def main(scans: int = 32, steps: int = 20, epochs: int = 10) -> None:
     start = time.process_time()
     bank = SyntheticBank(folder, preprocess=prepare)
     packing = time.process_time() - start
-    replaced = Timed("image", "label", bank, prob=0.5)
-    replaced.seconds = []
-    dataset = CacheDataset(files, Compose([*prepare, replaced]), num_workers=0, progress=False)
+    times: dict[str, dict[str, float]] = {}
+    for draw in get_args(Draw):
+        replaced = Timed("image", "label", bank, prob=0.5, draw=draw, class_names=real.class_names)
+        dataset = CacheDataset(files, Compose([*prepare, replaced]), num_workers=0, progress=False)
+        loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0)
+        step = statistics.median(step_seconds(loader, steps, len(real.class_names)))
+        first, *calls = replaced.seconds
+        call = statistics.mean(calls)
+        times[draw] = {
+            "share_of_step": BATCH * call / step,
+            "step_seconds": step,
+            "call_seconds": call,
+            "first_call_seconds": first,
+        }
 
-    loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0)
-    step = statistics.median(step_seconds(loader, steps, len(real.class_names)))
-    first, *calls = replaced.seconds
-    share = BATCH * statistics.mean(calls) / step
-
+    dataset = CacheDataset(
+        files, Compose([*prepare, RandSyntheticReplaced("image", "label", bank)]), num_workers=0, progress=False
+    )
     after = {workers: growth(dataset, workers, epochs) for workers in (0, 2)}
     # The first epochs fill the allocator and touch what workers share.
-    grown = {workers: values["RssAnon"][-1] / values["RssAnon"][1] - 1 for workers, values in after.items()}
+    grown = {
+        workers: (values["RssAnon"][-1] - values["RssAnon"][1]) / (epochs - 2) for workers, values in after.items()
+    }
     repeats = {workers: epochs_of(dataset, workers, 3) == epochs_of(dataset, workers, 3) for workers in (0, 2)}
     frozen = len({tuple(sorted(epoch)) for epoch in epochs_of(dataset, 0, 3)}) == 1
 
     reached = {
-        "time": share <= MOST_TIME,
+        "time": all(each["share_of_step"] <= MOST_TIME for each in times.values()),
         "memory": max(grown.values()) <= MOST_GROWTH,
         "deterministic": all(repeats.values()),
         "not_frozen": not frozen,
     }
-    rows: list[list[object]] = [
-        ["time of replacing / of a training step", share, f"<= {MOST_TIME}", verdict(reached["time"])],
-        ["time of a training step [s]", step, "", ""],
-        ["time of a call [ms]", 1000 * statistics.mean(calls), "", ""],
-        ["time of the first call, with its checks [ms]", 1000 * first, "", ""],
-        ["time of packing a scan [ms]", 1000 * packing / scans, "", ""],
-    ]
+    rows: list[list[object]] = []
+    for draw, each in times.items():
+        share = each["share_of_step"]
+        rows += [
+            [f"time of replacing / of a training step, {draw}", share, f"<= {MOST_TIME}", verdict(share <= MOST_TIME)],
+            [f"time of a training step [s], {draw}", each["step_seconds"], "", ""],
+            [f"time of a call [ms], {draw}", 1000 * each["call_seconds"], "", ""],
+            [f"time of the first call, with its checks [ms], {draw}", 1000 * each["first_call_seconds"], "", ""],
+        ]
+    rows.append(["time of packing a scan [ms]", 1000 * packing / scans, "", ""])
     for workers in (0, 2):
         name = f"{workers} workers"
         rows += [
             [
-                f"memory after epoch {epochs} / after epoch 2, {name}",
-                1 + grown[workers],
-                f"<= {1 + MOST_GROWTH}",
+                f"growth of memory, epochs 3 to {epochs} [MB per epoch], {name}",
+                grown[workers],
+                f"<= {MOST_GROWTH}",
                 verdict(grown[workers] <= MOST_GROWTH),
             ],
             [f"same pairs in a second run, {name}", repeats[workers], "True", verdict(repeats[workers])],
@@ -175,16 +193,13 @@ def main(scans: int = 32, steps: int = 20, epochs: int = 10) -> None:
         n={"scans": scans, "synthetic": len(bank), "batch": BATCH, "steps": steps, "epochs": epochs, "cores": cores()},
         seeds=[0],
         measured={
-            "share_of_step": share,
-            "step_seconds": step,
-            "call_seconds": statistics.mean(calls),
-            "first_call_seconds": first,
+            "times_by_draw": times,
             "packing_seconds_per_scan": packing / scans,
             "memory_after_each_epoch_mb": {str(workers): values for workers, values in after.items()},
-            "growth_from_epoch_2": {str(workers): value for workers, value in grown.items()},
+            "growth_mb_per_epoch": {str(workers): value for workers, value in grown.items()},
             "repeats": {str(workers): value for workers, value in repeats.items()},
         },
-        goals={"share_of_step": MOST_TIME, "growth_from_epoch_2": MOST_GROWTH},
+        goals={"share_of_step": MOST_TIME, "growth_mb_per_epoch": MOST_GROWTH},
         reached=reached,
     )
 

@@ -23,6 +23,7 @@ from monai.utils import set_determinism
 from own_data_2d import make_toy_images
 
 from medgen import read_dataset, synthesize, train
+from medgen.data.dataset import split_cases
 from medgen.transforms import RandSyntheticReplaced
 
 KEYS = ("image", "label")
@@ -53,8 +54,8 @@ def main() -> None:
 
     set_determinism(0)
     dataset = read_dataset(data)
-    cases = [case for case in dataset.cases if case.split != "val"]
-    files = [{"image": [str(path) for path in case.images], "label": str(case.label)} for case in cases]
+    cases, _ = split_cases(dataset)  # validation and test stay out
+    files = [{"image": [str(path) for path in case.images], "label": str(case.label)} for case in cases if case.label]
 
     # What every scan goes through, real or synthetic. The bank is packed once with the same list.
     prepare = [
@@ -65,7 +66,14 @@ def main() -> None:
     transforms = Compose(
         [
             *prepare,
-            RandSyntheticReplaced(keys="image", label_key="label", bank=bank, prob=0.5, preprocess=prepare),
+            RandSyntheticReplaced(
+                keys="image",
+                label_key="label",
+                bank=bank,
+                prob=0.5,
+                class_names=dataset.class_names,
+                preprocess=prepare,
+            ),
             RandFlipd(KEYS, prob=0.5, spatial_axis=0),
             RandGaussianNoised("image", prob=0.5, std=0.05),
         ]

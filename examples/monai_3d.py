@@ -22,19 +22,13 @@ from monai.transforms import (
     SpatialPadd,
 )
 from monai.utils import set_determinism
-from own_data_3d import make_toy_volumes
+from pytorch import make_toy_bank
 
-from medgen import read_dataset, synthesize
+from medgen import read_dataset
+from medgen.data.dataset import split_cases
 from medgen.transforms import RandSyntheticReplaced
 
 KEYS = ("image", "label")
-
-
-def make_toy_bank(folder: Path) -> tuple[Path, Path]:
-    """Volumes, and scans of the embedded model for their label maps."""
-    data = make_toy_volumes(folder / "data", count=4)
-    synthesize(folder / "synthetic", labels=data / "labels", label_source="files", num_inference_steps=2)
-    return data, folder / "synthetic"
 
 
 def main() -> None:
@@ -54,8 +48,8 @@ def main() -> None:
 
     set_determinism(0)
     dataset = read_dataset(data)
-    cases = [case for case in dataset.cases if case.split != "val"]
-    files = [{"image": [str(path) for path in case.images], "label": str(case.label)} for case in cases]
+    cases, _ = split_cases(dataset)  # validation and test stay out
+    files = [{"image": [str(path) for path in case.images], "label": str(case.label)} for case in cases if case.label]
 
     # What every scan goes through, real or synthetic. The bank is packed once with the same list.
     prepare = [
@@ -71,6 +65,7 @@ def main() -> None:
         bank=bank,
         prob=0.5,
         draw="label",
+        class_names=dataset.class_names,
         preprocess=prepare,
         cache_dir=bank.parent / "bank_cache",  # the next start need not pack it again
     )

@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+SPLITS = ("train", "train", "val", "test")
+
 
 def run(repository, name, *arguments):
     command = [sys.executable, str(repository / "examples" / name), *map(str, arguments)]
@@ -55,10 +57,34 @@ def test_own_conditions_steer_alone_together_and_by_a_table(repository, tmp_path
 @pytest.mark.parametrize("name", ["monai_2d", "monai_3d", "pytorch"])
 def test_loops_train_on_real_and_synthetic_pairs(repository, tmp_path, name):
     printed = run(repository, f"{name}.py", "--toy", tmp_path / "toy")
-    epochs = re.findall(r"epoch \d: loss ([\d.]+)(?:, (\d+) of (\d+) pairs synthetic)?", printed)
+    epochs = re.findall(r"epoch \d: loss ([\d.]+), (\d+) of (\d+) pairs synthetic", printed)
     assert len(epochs) == 2
     assert all(0 < float(loss) < 10 for loss, _, _ in epochs)
-    if name != "pytorch":
-        synthetic, pairs = (sum(int(row[column]) for row in epochs) for column in (1, 2))
-        assert 0 < synthetic < pairs
-    assert len((tmp_path / "toy" / "synthetic" / "manifest.jsonl").read_text().splitlines()) in (4, 12)
+    synthetic, pairs = (sum(int(row[column]) for row in epochs) for column in (1, 2))
+    assert 0 < synthetic < pairs
+    # Of 12 images 4 are for validation; of 4 volumes one is set aside.
+    assert pairs == 2 * (8 if name == "monai_2d" else 3)
+    data, bank = tmp_path / "toy" / "data", tmp_path / "toy" / "synthetic"
+    assert len((bank / "manifest.jsonl").read_text().splitlines()) in (4, 12)
+    rows = ["image,label,split"]
+    for index, image in enumerate(sorted((data / "images").iterdir())[:4]):
+        rows.append(f"images/{image.name},{f'labels/{image.name}' if index else ''},{SPLITS[index]}")
+    (data / "metadata.csv").write_text("\n".join(rows) + "\n")
+    printed = run(repository, f"{name}.py", "--data", data, "--bank", bank, "--epochs", 1)
+    assert "of 1 pairs synthetic" in printed  # what has no label, is for validation or for testing stays out
+
+
+def test_the_plain_loop_refuses_what_it_cannot_load_in_plain_words(repository, tmp_path):
+    for name in ("t1", "t2", "label"):
+        voxels = np.arange(64, dtype=np.uint8).reshape(4, 4, 4) % 2
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "metadata.csv").write_text("image,label\nt1.nii.gz;t2.nii.gz,label.nii.gz\n")
+    command = [sys.executable, str(repository / "examples" / "pytorch.py"), "--data", tmp_path, "--bank", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected volumes of one channel, got" in done.stderr
+
+
+def test_the_plain_loop_names_no_monai(repository):
+    sources = [(repository / "examples" / name).read_text() for name in ("pytorch.py", "own_data_3d.py")]
+    assert not any(re.search(r"^\s*(from|import) monai", source, re.MULTILINE) for source in sources)

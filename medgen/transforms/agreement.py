@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 
-from medgen.types import BadInputError
+from medgen.types import BadInputError, Shape
 
 _SPACING = 0.1  # share; more than what rounding and resampling to whole voxels can change
 _RANGE = 4.0  # factor between widths of the intensities
 _REMEDY = "Give preprocess= the transforms that come before this one in the pipeline, from the loading of files on"
+_SAME = "Put what makes them alike into preprocess= and before this transform in the pipeline"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Facts:
         shape: Channels first.
         spacing: Voxel edges in mm; None where nothing is known of them.
         orientation: Axis codes such as ``("R", "A", "S")``; None where nothing is known of them.
-        low: 1st percentile of the intensities of each channel; of a label none.
+        low: 1st percentile of the intensities of each channel; none where they were not looked at.
         high: 99th percentile.
     """
 
@@ -45,16 +46,29 @@ def measure(image: np.ndarray, affine: np.ndarray | None) -> Facts:
         The facts.
     """
     low, high = np.percentile(image.reshape(len(image), -1), (1, 99), axis=1)
+    return replace(measure_place(image.shape, affine), low=tuple(map(float, low)), high=tuple(map(float, high)))
+
+
+def measure_place(shape: Shape, affine: np.ndarray | None) -> Facts:
+    """Measure all of an image but its intensities, which costs next to nothing.
+
+    Args:
+        shape: ``(C, H, W[, D])``.
+        affine: As for :func:`measure`.
+
+    Returns:
+        The facts.
+    """
     spacing = orientation = None
     if affine is not None:
-        dims = min(image.ndim - 1, len(affine) - 1)
+        dims = min(len(shape) - 1, len(affine) - 1)
         full = np.eye(4)
         side = len(affine) - 1
         full[:side, :side], full[:side, 3] = affine[:side, :side], affine[:side, side]
         spacing = tuple(float(value) for value in np.linalg.norm(full[:3, :dims], axis=0))
         codes = nib.orientations.io_orientation(full)[:dims]
         orientation = tuple(str(code) for code in nib.orientations.ornt2axcodes(codes))
-    return Facts(image.shape, spacing, orientation, tuple(map(float, low)), tuple(map(float, high)))
+    return Facts(shape, spacing, orientation)
 
 
 def has_contrast(facts: Facts) -> bool:
@@ -69,40 +83,89 @@ def has_contrast(facts: Facts) -> bool:
     return all(high > low for low, high in zip(facts.low, facts.high, strict=True))
 
 
-def check_images(found: Facts, bank: Sequence[Facts], name: str) -> None:
-    """Refuse a sample that differs from all of the bank in a way that only transforms explain.
-
-    Intensities differ where a channel of the sample spans, from its 1st to its 99th percentile, less than a quarter of
-    the narrowest or more than four times the widest scan of the bank, or shares no value with any.
+def reference(bank: Sequence[Facts]) -> Facts:
+    """What the scans of a bank have in common: channels, axes, spacing and orientation.
 
     Args:
-        found: Of the sample.
-        bank: Of the scans of the bank, at least one; all have the same channels and axes.
+        bank: Of its scans, at least one.
+
+    Returns:
+        The facts of the first scan of which the spacing is known, else of the first.
+    """
+    return next((facts for facts in bank if facts.spacing is not None), bank[0])
+
+
+def check_bank(found: Facts, case: str, common: Facts, name: str) -> None:
+    """Refuse a scan of a bank that the others could not stand for.
+
+    Args:
+        found: Of the scan.
+        case: Its identifier.
+        common: As :func:`reference` gives them.
         name: Of the bank, for messages.
 
     Raises:
-        BadInputError: If channels, axes, spacing, orientation or intensities differ.
+        BadInputError: If channels, axes, spacing or orientation differ.
     """
-    kind = bank[0].shape
-    if (found.shape[0], len(found.shape)) != (kind[0], len(kind)):
+    if not _same_kind(found, common):
         raise BadInputError(
-            f"{name}: expected samples of {kind[0]} channel(s) and {len(kind) - 1} further axes as in the bank, got "
-            f"{found.shape[0]} and {len(found.shape) - 1}. {_REMEDY}, or make a bank for these scans."
+            f"{name}: expected scans of one number of channels, got {found.shape} of {case} and {common.shape} before. "
+            "Keep them in banks of their own."
         )
-    known = [facts.spacing for facts in bank if facts.spacing is not None]
-    if found.spacing is not None and known:
-        low, high = np.min(known, axis=0) * (1 - _SPACING), np.max(known, axis=0) * (1 + _SPACING)
-        if len(found.spacing) != len(low) or (np.array(found.spacing) < low).any() or (found.spacing > high).any():
-            raise BadInputError(
-                f"{name}: expected voxels of {_words(np.median(known, axis=0))} mm as in the bank, got "
-                f"{_words(found.spacing)} mm. {_REMEDY}, with Spacingd among them."
-            )
-    turned = {facts.orientation for facts in bank if facts.orientation is not None}
-    if found.orientation is not None and turned and found.orientation not in turned:
+    if not _same_orientation(found, common):
         raise BadInputError(
-            f"{name}: expected axes in the order {', '.join(sorted(''.join(each) for each in turned))} as in the bank, "
-            f"got {''.join(found.orientation)}. {_REMEDY}, with Orientationd among them."
+            f"{name}: expected scans of one orientation, got {_axes(found)} of {case} and {_axes(common)} before: some "
+            f"would come turned or mirrored. {_SAME}, with Orientationd among them."
         )
+    if not _same_spacing(found, common):
+        raise BadInputError(
+            f"{name}: expected scans of one voxel size, got {_edges(found)} of {case} and {_edges(common)} before. "
+            f"{_SAME}, with Spacingd among them."
+        )
+
+
+def check_place(found: Facts, common: Facts, name: str) -> None:
+    """Refuse a sample whose voxels lie in another way than those of the bank, which only transforms explain.
+
+    Args:
+        found: Of the sample.
+        common: Of the bank, as :func:`reference` gives them.
+        name: Of the bank, for messages.
+
+    Raises:
+        BadInputError: If channels, axes, spacing or orientation differ.
+    """
+    if not _same_kind(found, common):
+        raise BadInputError(
+            f"{name}: expected samples of {common.shape[0]} channel(s) and {len(common.shape) - 1} further axes as in "
+            f"the bank, got {found.shape[0]} and {len(found.shape) - 1}. {_REMEDY}, or make a bank for these scans."
+        )
+    if not _same_spacing(found, common):
+        raise BadInputError(
+            f"{name}: expected voxels of {_edges(common)} as in the bank, got {_edges(found)}. {_REMEDY}, with "
+            "Spacingd among them."
+        )
+    if not _same_orientation(found, common):
+        raise BadInputError(
+            f"{name}: expected axes in the order {_axes(common)} as in the bank, got {_axes(found)}. {_REMEDY}, with "
+            "Orientationd among them."
+        )
+
+
+def check_intensities(found: Facts, bank: Sequence[Facts], name: str) -> None:
+    """Refuse a sample whose intensities differ from all of the bank in a way that only transforms explain.
+
+    They do where a channel of the sample spans, from its 1st to its 99th percentile, less than a quarter of the
+    narrowest or more than four times the widest scan of the bank, or shares no value with any.
+
+    Args:
+        found: Of the sample.
+        bank: Of the scans of the bank, at least one; all have the same channels.
+        name: Of the bank, for messages.
+
+    Raises:
+        BadInputError: If intensities differ.
+    """
     lows, highs = np.array([facts.low for facts in bank]), np.array([facts.high for facts in bank])
     for channel, (low, high) in enumerate(zip(found.low, found.high, strict=True)):
         widths = (highs - lows)[:, channel]
@@ -115,17 +178,17 @@ def check_images(found: Facts, bank: Sequence[Facts], name: str) -> None:
             )
 
 
-def label_channels(label: np.ndarray, image: np.ndarray) -> int:
+def label_channels(label: Shape, image: Shape) -> int:
     """Channels of a label map.
 
     Args:
-        label: ``([C, ]H, W[, D])``.
+        label: Its shape, ``([C, ]H, W[, D])``.
         image: ``(C, H, W[, D])``, of the same pair.
 
     Returns:
         Number of channels; 0 where it has no axis of channels.
     """
-    return len(label) if label.ndim == image.ndim else 0
+    return label[0] if len(label) == len(image) else 0
 
 
 def label_values(label: np.ndarray, channels: int) -> tuple[int, ...]:
@@ -152,24 +215,35 @@ def label_values(label: np.ndarray, channels: int) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def check_labels(channels: int, values: set[int], bank_channels: int, known: set[int], name: str) -> None:
-    """Refuse a label map that the bank's could not stand for.
+def check_label_channels(channels: int, bank_channels: int, name: str) -> None:
+    """Refuse a label map of another form than the bank's.
 
     Args:
         channels: Of the sample's label.
-        values: Classes that it shows.
         bank_channels: Of the labels of the bank.
-        known: Classes that labels of the bank may show.
         name: Of the bank, for messages.
 
     Raises:
-        BadInputError: If channels or classes differ.
+        BadInputError: If they differ.
     """
     if channels != bank_channels:
         raise BadInputError(
             f"{name}: expected labels of {bank_channels or 'no'} channel(s) as in the bank, got {channels or 'none'}. "
             f"{_REMEDY}."
         )
+
+
+def check_classes(values: set[int], known: set[int], name: str) -> None:
+    """Refuse a label map with classes that the bank does not know.
+
+    Args:
+        values: Classes that the sample's label shows.
+        known: Classes that labels of the bank may show.
+        name: Of the bank, for messages.
+
+    Raises:
+        BadInputError: If there are others.
+    """
     if values - known:
         raise BadInputError(
             f"{name}: expected label values {_list(known)} as in the bank, got {_list(values - known)} too. {_REMEDY}, "
@@ -181,8 +255,27 @@ def _list(values: set[int]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
-def _words(spacing: Sequence[float] | np.ndarray) -> str:
-    return " x ".join(f"{value:.3g}" for value in spacing)
+def _same_kind(found: Facts, common: Facts) -> bool:
+    return (found.shape[0], len(found.shape)) == (common.shape[0], len(common.shape))
+
+
+def _same_spacing(found: Facts, common: Facts) -> bool:
+    one, other = found.spacing, common.spacing
+    if one is None or other is None:
+        return True
+    return len(one) == len(other) and bool(np.allclose(one, other, rtol=_SPACING, atol=0))
+
+
+def _same_orientation(found: Facts, common: Facts) -> bool:
+    return found.orientation is None or common.orientation is None or found.orientation == common.orientation
+
+
+def _axes(facts: Facts) -> str:
+    return "".join(facts.orientation or ())
+
+
+def _edges(facts: Facts) -> str:
+    return " x ".join(f"{value:.3g}" for value in facts.spacing or ()) + " mm"
 
 
 def _range(lows: np.ndarray, highs: np.ndarray, channel: int) -> str:

@@ -9,14 +9,10 @@ from typing import Any
 from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
-from medgen.transforms.mix_bases import SampleMix, SampleMixd, check_shape, seeded
+from medgen.transforms.inner import check_in_place, check_shape, seeded
+from medgen.transforms.mix_bases import SampleMix, SampleMixd
 from medgen.transforms.mixing import check_floating, check_positive, tensor
 from medgen.types import BadInputError, Shape
-
-# Modules of transforms that change intensities alone, but for those in _MOVE; and modules of those that move voxels.
-_INTENSITY = ("monai.transforms.intensity", "monai.transforms.smooth_field", "medgen.transforms.corruption")
-_SPATIAL = ("monai.transforms.spatial", "monai.transforms.croppad")
-_MOVE = ("RandSmoothDeform", "RandCoarseShuffle")
 
 
 @dataclass(frozen=True)
@@ -86,20 +82,19 @@ class RandAugMixd(SampleMixd):
         if not 1 <= depth[0] <= depth[1]:
             raise BadInputError(f"expected depth as (least, largest) of 1 or more, got {depth}")
         for transform in transforms:
-            _check_inner(transform, label_key is not None, geometry_free)
+            _check_array(transform)
+            if label_key is not None:
+                check_in_place(
+                    transform,
+                    if_moves="apply it to image and label before or after AugMix",
+                    if_unknown=None if geometry_free else "give geometry_free=True if it does",
+                )
         self.transforms, self.width, self.depth, self.alpha = tuple(transforms), width, depth, alpha
         self.last: Chains | None = None
 
-    def randomize(self, data: Shape) -> None:
-        """Draw the parameters of a call into `last`.
-
-        Args:
-            data: ``(*spatial)``, the shape of the scan.
-        """
-        spatial = tuple(data)
+    def _draw(self, size: Shape) -> Chains:
         if self.R.random_sample() >= self.prob:
-            self.last = Chains(spatial)
-            return
+            return Chains(size)
         weights = self.R.dirichlet([self.alpha] * self.width)
         m = float(self.R.beta(self.alpha, self.alpha))
         chains = tuple(
@@ -109,7 +104,7 @@ class RandAugMixd(SampleMixd):
             )
             for _ in range(self.width)
         )
-        self.last = Chains(spatial, chains, tuple(weights.tolist()), m)
+        return Chains(size, chains, tuple(weights.tolist()), m)
 
     def _mix(self, data: Mapping[str, Any], parts: dict[str, Any], record: Chains) -> dict[str, Tensor]:
         images = {key: value for key, value in parts.items() if key != self.label_key}
@@ -128,37 +123,18 @@ class RandAugMixd(SampleMixd):
         return mixed
 
 
-def _check_inner(transform: Callable[[Any], Any], keep_geometry: bool, trusted: bool) -> None:
+def _check_array(transform: Callable[[Any], Any]) -> None:
     if isinstance(transform, MapTransform):
-        raise BadInputError(f"expected array transforms, got {type(transform).__name__}: give {_without_d(transform)}")
+        name = type(transform).__name__
+        array = name.removesuffix("Dict").removesuffix("d")
+        raise BadInputError(f"expected array transforms, got {name}: give {array}")
     if isinstance(transform, Compose):
         for inner in transform.transforms:
-            _check_inner(inner, keep_geometry, trusted)
-        return
-    kind = type(transform)
-    if not keep_geometry:
-        return
-    if kind.__module__.startswith(_SPATIAL) or kind.__name__ in _MOVE:
-        raise BadInputError(
-            f"expected transforms that leave the anatomy where the label has it, got {kind.__name__}: apply it to "
-            "image and label before or after AugMix"
-        )
-    if not trusted and not kind.__module__.startswith(_INTENSITY):
-        name = getattr(transform, "__name__", kind.__name__)
-        raise BadInputError(
-            f"expected transforms that are known to leave the anatomy where the label has it, got {name}: give "
-            "geometry_free=True if it does"
-        )
-
-
-def _without_d(transform: MapTransform) -> str:
-    return type(transform).__name__.removesuffix("Dict").removesuffix("d")
+            _check_array(inner)
 
 
 class RandAugMix(SampleMix):
-    """AugMix of an image given as an array; see :class:`RandAugMixd`. Its class, if it has one, stays as it is.
-
-    With a label map use the dictionary version, which refuses transforms that move anatomy.
+    """AugMix of an image given as an array; see :class:`RandAugMixd`. Its label map, if given, stays as it is.
 
     Args:
         transforms: Array transforms that keep the shape.
@@ -179,7 +155,7 @@ class RandAugMix(SampleMix):
         alpha: float = 1.0,
         prob: float = 1.0,
     ) -> None:
-        super().__init__(RandAugMixd("image", transforms, None, width, depth, alpha, prob=prob))
+        super().__init__(RandAugMixd("image", transforms, None, width, depth, alpha, prob=prob), transforms)
 
 
 RandAugMixD = RandAugMixDict = RandAugMixd

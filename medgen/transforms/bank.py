@@ -20,7 +20,7 @@ from medgen.transforms.carriers import Carried
 from medgen.transforms.packing import BankItem, Packed, Prepare, Preprocess, pack, read_index
 from medgen.types import BadInputError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class SyntheticBank:
@@ -36,8 +36,9 @@ class SyntheticBank:
         preprocess: What real scans go through before they may be replaced, from the loading of their files on: a
             callable on a dictionary, or a list of transforms. It gets the names of the files, ``{image_key: file or
             list of one file per channel, label_key: file}``, and gives arrays with channels first. It is applied once
-            and must not be random. By default scans are loaded as they are stored, by MONAI's ``LoadImaged`` with
-            channels first.
+            and must not be random. Where it gives arrays without an affine, nothing tells how their axes lie, so let
+            it bring them into one order and size. By default scans are loaded as they are stored, by MONAI's
+            ``LoadImaged`` with channels first.
         cache_dir: Folder that keeps the packed file for the next start. It is used again where the manifest, the files
             and what `preprocess` makes of the first, the middle and the last scan are the same. By default it lies in
             the folder for temporary files and goes with the bank.
@@ -50,8 +51,8 @@ class SyntheticBank:
 
     Raises:
         BadInputError: If the folder is no such output or empty, or holds rejected pairs; the manifest is damaged; a
-            file is missing or altered; scans differ in their channels; a label has a value that is not declared; or
-            `preprocess` is random or does not give what is expected.
+            file is missing or altered; scans differ, after `preprocess`, in channels, orientation or voxel size; a
+            label has a value that is not declared; or `preprocess` is random or does not give what is expected.
     """
 
     folder: Path
@@ -113,8 +114,10 @@ class SyntheticBank:
         if self._bytes is None:
             self._bytes = np.memmap(self._path, np.uint8, "r")
         array: np.ndarray = np.ndarray(packed.shape, packed.dtype, self._bytes, packed.offset)
-        affine = None if packed.affine is None else np.array(packed.affine)
-        return Carried(array, affine, str(self.folder / file), packed.space)
+        affine, original = (
+            None if each is None else np.array(each) for each in (packed.affine, packed.original_affine)
+        )
+        return Carried(array, affine, str(self.folder / file), packed.space, original, packed.spatial_shape)
 
 
 def _read_folder(folder: Path, *, labelled: bool) -> tuple[Dataset, list[tuple[Case, SampleRecord]]]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from medgen.transforms.mix_bases import BatchMix, BatchMixd
-from medgen.transforms.mixing import Mix, check_indices, describe, fraction, nowhere, paste
+from medgen.transforms.mixing import Mix, fraction, nowhere, paste, paste_label
 from medgen.types import BadInputError, Shape
 
 Pairing = Literal["random", "halves"]
@@ -19,8 +19,9 @@ class RandBidirectionalCopyPasted(BatchMixd):
     """Bidirectional copy-paste: ``X_in = X_i M + X_j (1 - M)`` and ``X_out = X_j M + X_i (1 - M)`` with one M for both.
 
     Bai et al. 2023, arXiv:2305.00673, equations 1 and 2; M is 0 in a box of beta of each side, placed evenly inside the
-    scan, and 1 elsewhere. Both mixed scans come from the same pair, so that no voxel of the two is lost. **Targets are
-    hard**: the labels are swapped with the voxels. For classes there is :class:`~medgen.transforms.cutmix.RandCutMixd`.
+    scan, and 1 elsewhere. Both mixed scans come from the same pair, so that no voxel of the two is lost. **Label maps
+    stay hard**: they are swapped with the voxels. **Class targets are soft**, weighted by the share of voxels that was
+    swapped; the paper has no classes.
 
     For training with few labels, as in the paper, fill a batch with labelled scans in its first half and with scans
     that a teacher labelled in its second, and pair the halves; `last.boxes` and `last.partner` say which voxels come
@@ -30,8 +31,10 @@ class RandBidirectionalCopyPasted(BatchMixd):
 
     Args:
         keys: Images ``(B, C, *spatial)``.
-        label_key: Label map ``(B, 1, *spatial)`` or one-hot ``(B, K, *spatial)``; it keeps its form.
-        num_classes: K, background included; label maps are tested with it if it is given.
+        label_key: Label map ``(B, 1, *spatial)`` or one-hot ``(B, K, *spatial)``, which keeps its form; or classes
+            ``(B,)`` or ``(B, K)``, of which the target is float32 ``(B, K)``, with the sum of the label's weights.
+        num_classes: K, background included; needed for class indices ``(B,)``. Label maps are tested with it if it is
+            given.
         beta: Side of the box, as a share of the scan's, in (0, 1).
         pairing: `random` pairs any two scans, and leaves one over of an odd batch; `halves` pairs each of the first
             half with one of the second.
@@ -59,22 +62,11 @@ class RandBidirectionalCopyPasted(BatchMixd):
 
     def _check(self, images: Mapping[str, Tensor], size: Shape, label: Tensor) -> None:
         super()._check(images, size, label)
-        if label.ndim <= 2:
-            raise BadInputError(
-                f"expected a label map (B, 1 or K, *spatial), got {describe(label)}: for classes use RandCutMixd"
-            )
         if self.pairing == "halves" and size[0] % 2:
             raise BadInputError(f"expected an even batch to pair its halves, got {size[0]} scans")
-        if self.num_classes is not None and label.shape[1] == 1:
-            check_indices(label, self.num_classes)
 
-    def randomize(self, data: Shape) -> None:
-        """Draw the parameters of a call into `last`.
-
-        Args:
-            data: ``(B, *spatial)``, the size of the batch and the shape of a scan.
-        """
-        count, spatial = data[0], tuple(data[1:])
+    def _draw(self, size: Shape) -> Mix:
+        count, spatial = size[0], tuple(size[1:])
         half = count // 2
         if self.pairing == "halves":
             pairs = np.stack([self.R.permutation(half), half + self.R.permutation(half)], axis=1)
@@ -91,20 +83,22 @@ class RandBidirectionalCopyPasted(BatchMixd):
                 )
         shares = tuple(fraction(box, spatial) for box in boxes)
         own = tuple(1 - share for share in shares)
-        self.last = Mix(spatial, tuple(partner), lam=own, own=own, other=shares, boxes=tuple(boxes))
+        return Mix(spatial, tuple(partner), lam=own, own=own, other=shares, boxes=tuple(boxes))
 
     def _mix_image(self, image: Tensor, mix: Mix) -> Tensor:
         return paste(image, mix)
 
     def _mix_label(self, label: Tensor, mix: Mix) -> Tensor:
-        return paste(label, mix)
+        return paste_label(label, mix, self.num_classes)
 
 
 class RandBidirectionalCopyPaste(BatchMix):
-    """Bidirectional copy-paste of a batch given as tensors; see :class:`RandBidirectionalCopyPasted`. Hard targets.
+    """Bidirectional copy-paste of a batch given as tensors; see :class:`RandBidirectionalCopyPasted`.
+
+    Label maps stay hard, class targets are soft.
 
     Args:
-        num_classes: K, background included; label maps are tested with it if it is given.
+        num_classes: K, background included; needed for class indices ``(B,)``.
         beta: Side of the box, as a share of the scan's, in (0, 1).
         pairing: `random` or `halves`.
         prob: Chance of each pair to be mixed, in [0, 1].

@@ -7,21 +7,20 @@ the scanner (k-space, projections, counts of photons), in 2D and 3D.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import Transform
 
+from medgen.transforms.drawn import Changed, RandDrawn, RandDrawnd
 from medgen.transforms.physics import kspace, noise, optics, picture, projection
-from medgen.transforms.physics.signal import Image, on_signal
-from medgen.types import BadInputError, Spacing
+from medgen.transforms.physics.signal import Frame, Image, on_signal
+from medgen.types import BadInputError
 
-_Apply = Callable[[torch.Tensor, float, np.random.RandomState, Spacing], torch.Tensor]
+_Apply = Callable[[torch.Tensor, float, np.random.RandomState, Frame], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,33 +34,41 @@ class _Family:
 # Noise and speckle: standard deviation, in parts of the scan's range and of the signal. Motion: voxels and degrees.
 # Blur: voxels. Ghosting: brightness of a ghost. Gibbs: part of k-space that is kept. Dose: part that is left. Bias
 # field: standard deviation of its logarithm. Contrast: logarithm of gamma. Compression: quality. Microscopy: photons.
-_BLUR = _Family(lambda x, s, rng, spacing: optics.blur(x, s, spacing), (0.5, 0.8, 1.2, 1.7, 2.3))
-_CONTRAST = _Family(lambda x, s, rng, spacing: optics.contrast(x, s, rng), (0.12, 0.24, 0.37, 0.52, 0.7))
-_FIELD = _Family(lambda x, s, rng, spacing: optics.bias_field(x, s, rng), (0.08, 0.16, 0.25, 0.36, 0.5))
+_BLUR = _Family(lambda x, s, rng, frame: optics.blur(x, s, frame.spacing), (0.5, 0.8, 1.2, 1.7, 2.3))
+_CONTRAST = _Family(lambda x, s, rng, frame: optics.contrast(x, s, rng), (0.12, 0.24, 0.37, 0.52, 0.7))
+_FIELD = _Family(lambda x, s, rng, frame: optics.bias_field(x, s, rng), (0.08, 0.16, 0.25, 0.36, 0.5))
 # Cameras saturate where coils do not.
 _LIGHT = replace(_FIELD, strengths=(0.04, 0.08, 0.13, 0.19, 0.27))
-_JPEG = _Family(lambda x, s, rng, spacing: picture.compression(x, int(s), color=False), (50, 30, 15, 10, 7))
-_COLOR_JPEG = replace(_JPEG, apply=lambda x, s, rng, spacing: picture.compression(x, int(s), color=len(x) == 3))
+_JPEG = _Family(
+    lambda x, s, rng, frame: picture.compression(x, int(s), color=False, axis=frame.upright), (50, 30, 15, 10, 7)
+)
+_COLOR_JPEG = replace(
+    _JPEG,
+    apply=lambda x, s, rng, frame: picture.compression(x, int(s), color=len(x) == 3, axis=frame.upright),
+)
 
 _ECHO = {
-    "speckle": _Family(lambda x, s, rng, spacing: noise.speckle(x, s, rng), (0.06, 0.11, 0.17, 0.25, 0.35)),
+    "speckle": _Family(lambda x, s, rng, frame: noise.speckle(x, s, rng), (0.06, 0.11, 0.17, 0.25, 0.35)),
     "blur": _BLUR,
     "contrast": _CONTRAST,
     "compression": _JPEG,
 }
 _MODALITIES: dict[str, dict[str, _Family]] = {
     "mri": {
-        "noise": _Family(lambda x, s, rng, spacing: noise.rician(x, s, rng), (0.02, 0.04, 0.065, 0.095, 0.13)),
+        "noise": _Family(lambda x, s, rng, frame: noise.rician(x, s, rng), (0.02, 0.04, 0.065, 0.095, 0.13)),
         "bias_field": _FIELD,
-        "motion": _Family(kspace.motion, (0.5, 1.0, 1.75, 2.75, 4.0)),
-        "ghosting": _Family(lambda x, s, rng, spacing: kspace.ghosting(x, s, rng), (0.07, 0.14, 0.22, 0.32, 0.45)),
-        "gibbs": _Family(lambda x, s, rng, spacing: kspace.gibbs(x, s), (0.75, 0.6, 0.48, 0.38, 0.3)),
+        "motion": _Family(
+            lambda x, s, rng, frame: kspace.motion(x, s, rng, frame.spacing), (0.5, 1.0, 1.75, 2.75, 4.0)
+        ),
+        "ghosting": _Family(lambda x, s, rng, frame: kspace.ghosting(x, s, rng), (0.07, 0.14, 0.22, 0.32, 0.45)),
+        "gibbs": _Family(lambda x, s, rng, frame: kspace.gibbs(x, s), (0.75, 0.6, 0.48, 0.38, 0.3)),
         "blur": _BLUR,
         "contrast": _CONTRAST,
     },
     "ct": {
         "low_dose": _Family(
-            lambda x, s, rng, spacing: projection.low_dose(x, s, rng), (1 / 4, 1 / 8, 1 / 14, 1 / 23, 1 / 36)
+            lambda x, s, rng, frame: projection.low_dose(x, s, rng, frame.upright),
+            (1 / 4, 1 / 8, 1 / 14, 1 / 23, 1 / 36),
         ),
         "blur": _BLUR,
         # Hounsfield units are calibrated: they shift by tens with the voltage, not by hundreds.
@@ -71,7 +78,7 @@ _MODALITIES: dict[str, dict[str, _Family]] = {
     },
     "xray": {
         "noise": _Family(
-            lambda x, s, rng, spacing: noise.radiograph_low_dose(x, s, rng), (0.4, 0.22, 0.13, 0.075, 0.045)
+            lambda x, s, rng, frame: noise.radiograph_low_dose(x, s, rng), (0.4, 0.22, 0.13, 0.075, 0.045)
         ),
         "blur": _BLUR,
         "contrast": _CONTRAST,
@@ -80,15 +87,15 @@ _MODALITIES: dict[str, dict[str, _Family]] = {
     "ultrasound": _ECHO,
     "oct": _ECHO,
     "histology": {
-        "stain": _Family(lambda x, s, rng, spacing: picture.stain(x, s, rng), (0.1, 0.2, 0.3, 0.4, 0.55)),
-        "noise": _Family(lambda x, s, rng, spacing: noise.gaussian(x, s, rng), (0.02, 0.04, 0.065, 0.095, 0.13)),
+        "stain": _Family(lambda x, s, rng, frame: picture.stain(x, s, rng), (0.1, 0.2, 0.3, 0.4, 0.55)),
+        "noise": _Family(lambda x, s, rng, frame: noise.gaussian(x, s, rng), (0.02, 0.04, 0.065, 0.095, 0.13)),
         "illumination": _LIGHT,
         "blur": _BLUR,
         "contrast": _CONTRAST,
         "compression": _COLOR_JPEG,
     },
     "microscopy": {
-        "noise": _Family(lambda x, s, rng, spacing: noise.shot(x, s, rng), (200, 90, 40, 18, 8)),
+        "noise": _Family(lambda x, s, rng, frame: noise.shot(x, s, rng), (200, 90, 40, 18, 8)),
         "illumination": _LIGHT,
         "blur": _BLUR,
         "contrast": _CONTRAST,
@@ -135,12 +142,14 @@ def _known(modality: str) -> str:
 
 
 @dataclass(frozen=True)
-class Corruption:
+class Corruption(Transform):
     """One corruption of a scan: called with the same scan it gives the same voxels, anywhere.
 
     Intensities may have any unit: strengths are relative to the scan, from zero signal (0, or the lowest intensity
     where some are negative) to the 99.5th percentile, per channel except for colors. So MRI and CT come before
     z-scores, and CT with its padding clipped to air. Motion leaves the middle of k-space in place, so labels still fit.
+    The slices of a volume, which CT projects and JPEG compresses one by one, lie across the axis closest to
+    superior-inferior where an affine says which it is, else across the last.
 
     Attributes:
         name: A family of the modality, as :func:`families` lists them.
@@ -173,7 +182,7 @@ class Corruption:
         """Corrupt a scan.
 
         Args:
-            image: ``(C, H, W[, D])`` of any unit, finite: array, tensor or MetaTensor.
+            image: ``(C, H, W[, D])`` of any unit, finite: array, tensor, MetaTensor or image of TorchIO.
 
         Returns:
             The scan in the same type, shape and units, with affine and metadata; integers become float32.
@@ -190,24 +199,25 @@ class Corruption:
         rng = np.random.RandomState(self.seed)
         return on_signal(
             image,
-            lambda signal, spacing: family.apply(signal, family.strengths[self.severity - 1], rng, spacing),
+            lambda signal, frame: family.apply(signal, family.strengths[self.severity - 1], rng, frame),
             together=modality in _COLORED and channels == 3,
         )
 
 
-class RandCorruption(RandomizableTransform):
+class RandCorruption(RandDrawn):
     """Corrupt a scan by a family and a severity that are drawn.
 
-    ``last`` is what was done to the last scan, or None if nothing: called with that scan it gives the same voxels.
+    Its `last` is the :class:`Corruption` of the last scan, or None if nothing was done.
 
     Args:
         modality: As for :class:`Corruption`.
         names: Families to draw from, or None for all of the modality.
         severities: Severities to draw from, 1 to 5.
-        prob: Probability that a scan is corrupted.
+        prob: Probability that a scan is corrupted, in [0, 1].
 
     Raises:
-        BadInputError: If a family, a severity or the modality is not one of those that exist, or none is given.
+        BadInputError: If a family, a severity or the modality is not one of those that exist, or none is given, or
+            `prob` is out of range.
     """
 
     def __init__(
@@ -226,37 +236,47 @@ class RandCorruption(RandomizableTransform):
         for name in self.names:
             for severity in self.severities:
                 Corruption(name, severity, modality)
-        self.last: Corruption | None = None
 
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether, what and how much.
-
-        Args:
-            data: Not used.
-        """
-        super().randomize(None)
-        self.last = None
-        if self._do_transform:
-            name = self.names[self.R.randint(len(self.names))]
-            severity = self.severities[self.R.randint(len(self.severities))]
-            self.last = Corruption(name, severity, self.modality, int(self.R.randint(2**31 - 1)))
-
-    def __call__(self, image: Image, randomize: bool = True) -> Image:
-        """Corrupt a scan, or leave it as it is.
-
-        Args:
-            image: ``(C, H, W[, D])`` as for :class:`Corruption`.
-            randomize: Draw anew; else do as with the last scan.
+    def draw_change(self) -> Corruption:
+        """Draw what and how much.
 
         Returns:
-            The scan in the same type, shape and units.
+            The corruption.
         """
-        if randomize:
-            self.randomize()
-        return image if self.last is None else self.last(image)
+        name = self.names[self.R.randint(len(self.names))]
+        severity = self.severities[self.R.randint(len(self.severities))]
+        return Corruption(name, severity, self.modality, int(self.R.randint(2**31 - 1)))
 
 
-class RandCorruptiond(RandomizableTransform, MapTransform):
+class Corruptiond(Changed):
+    """Dictionary version of :class:`Corruption`: all keys get the same corruption; name no label among them.
+
+    Args:
+        keys: Keys of the scans.
+        name: As for :class:`Corruption`.
+        severity: Likewise.
+        modality: Likewise.
+        seed: Likewise, but all samples have it, so that their noise is the same: draws of their own come from
+            :class:`RandCorruptiond`.
+        allow_missing_keys: Skip keys that a sample lacks.
+
+    Raises:
+        BadInputError: If the family, the severity or the modality is not one of those that exist.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        name: str,
+        severity: int = 3,
+        modality: str = "mri",
+        seed: int = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, Corruption(name, severity, modality, seed), allow_missing_keys=allow_missing_keys)
+
+
+class RandCorruptiond(RandDrawnd):
     """Dictionary version of :class:`RandCorruption`: all keys get the same corruption; name no label among them.
 
     Args:
@@ -264,11 +284,12 @@ class RandCorruptiond(RandomizableTransform, MapTransform):
         modality: As for :class:`Corruption`.
         names: Families to draw from, or None for all of the modality.
         severities: Severities to draw from, 1 to 5.
-        prob: Probability that a sample is corrupted.
+        prob: Probability that a sample is corrupted, in [0, 1].
         allow_missing_keys: Skip keys that a sample lacks.
 
     Raises:
-        BadInputError: If a family, a severity or the modality is not one of those that exist, or none is given.
+        BadInputError: If a family, a severity or the modality is not one of those that exist, or none is given, or
+            `prob` is out of range.
     """
 
     def __init__(
@@ -280,46 +301,9 @@ class RandCorruptiond(RandomizableTransform, MapTransform):
         prob: float = 0.1,
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
-        self.corruption = RandCorruption(modality, names, severities, prob)
-
-    @property
-    def last(self) -> Corruption | None:
-        """What was done to the last sample, or None if nothing."""
-        return self.corruption.last
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandCorruptiond:
-        """Set where draws come from.
-
-        Args:
-            seed: Of a new state.
-            state: A state to go on with.
-
-        Returns:
-            This transform.
-        """
-        super().set_random_state(seed, state)
-        self.corruption.set_random_state(state=self.R)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Image]) -> Mapping[Hashable, Image]:
-        """Corrupt the scans of a sample, or leave them as they are.
-
-        Args:
-            data: The sample: a dictionary, or a ``Subject`` of TorchIO.
-
-        Returns:
-            A copy of it with the scans in the same type, shape and units.
-        """
-        is_subject = hasattr(data, "applied_transforms")
-        sample: Any = copy.copy(data) if is_subject else dict(data)
-        self.corruption.randomize()
-        for key in self.key_iterator(sample):
-            sample[key] = self.corruption(sample[key], randomize=False)
-        if is_subject:
-            sample.update_attributes()  # it also holds its images as attributes
-        return sample
+        drawn = RandCorruption(modality, names, severities, prob)
+        super().__init__(keys, drawn, allow_missing_keys=allow_missing_keys)
 
 
+CorruptionD = CorruptionDict = Corruptiond
 RandCorruptionD = RandCorruptionDict = RandCorruptiond

@@ -12,7 +12,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from medgen.transforms.mix_bases import OnImage, SampleMix, SampleMixd
+from medgen.transforms.inner import OnImage
+from medgen.transforms.mix_bases import SampleMix, SampleMixd
 from medgen.transforms.mixing import (
     Box,
     check_floating,
@@ -107,28 +108,20 @@ class RandCropMixd(SampleMixd):
         self.scale, self.alpha, self.transform = scale, alpha, transform
         self.last: Crops | None = None
 
-    def randomize(self, data: Shape) -> None:
-        """Draw the parameters of a call into `last`.
-
-        Args:
-            data: ``(*spatial)``, the shape of the scan.
-        """
-        spatial = tuple(data)
+    def _draw(self, size: Shape) -> Crops:
         if self.R.random_sample() >= self.prob:
-            self.last = Crops(spatial)
-            return
+            return Crops(size)
         count = int(self.R.choice(self.number))
         limits = np.linspace(*self.scale, count + 1)
-        crops = [_draw_crop(self.R, spatial, self.R.uniform(low, high)) for low, high in pairwise(limits)]
+        crops = [_draw_crop(self.R, size, self.R.uniform(low, high)) for low, high in pairwise(limits)]
         self.R.shuffle(crops)
         seeds = tuple(self._seed() for _ in range(count))
         if self.operation == "mixup":
             lam = self.R.beta(self.alpha / count, self.alpha / count, count - 1)
-            self.last = Crops(spatial, tuple(crops), seeds, lam=tuple(lam.tolist()))
-        else:
-            boxes = tuple(draw_box(self.R, spatial, self.R.random_sample()) for _ in range(count - 1))
-            swapped = tuple(bool(self.R.randint(2)) for _ in range(count - 1))
-            self.last = Crops(spatial, tuple(crops), seeds, boxes=boxes, swapped=swapped)
+            return Crops(size, tuple(crops), seeds, lam=tuple(lam.tolist()))
+        boxes = tuple(draw_box(self.R, size, self.R.random_sample()) for _ in range(count - 1))
+        swapped = tuple(bool(self.R.randint(2)) for _ in range(count - 1))
+        return Crops(size, tuple(crops), seeds, boxes=boxes, swapped=swapped)
 
     def _mix(self, data: Mapping[str, Any], parts: dict[str, Any], record: Crops) -> dict[str, Tensor]:
         tensors = {key: tensor(value) for key, value in parts.items()}
@@ -144,7 +137,7 @@ class RandCropMixd(SampleMixd):
 
     def _encoded(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sample with the label in the form that can be mixed."""
-        if self.label_key is None or self.operation == "cutmix":
+        if self.label_key not in sample or self.operation == "cutmix":
             return sample
         return {**sample, self.label_key: soft_targets(sample[self.label_key], self.num_classes, axis=0)}
 
@@ -181,9 +174,10 @@ def _resized(value: Tensor, crop: Box, is_label: bool) -> Tensor:
 
 
 class RandCropMix(SampleMix):
-    """CropMix of an image given as an array; see :class:`RandCropMixd`. Its class stays as it is.
+    """CropMix of an image given as an array; see :class:`RandCropMixd`, and of its label map if given.
 
     Args:
+        num_classes: K, background included; needed for MixUp of label maps ``(1, *spatial)``.
         operation: How views are mixed: `mixup` or `cutmix`.
         number: Numbers N of crops to draw from, each at least 2.
         scale: Least and largest share of the scan in a crop, in (0, 1].
@@ -197,6 +191,7 @@ class RandCropMix(SampleMix):
 
     def __init__(
         self,
+        num_classes: int | None = None,
         operation: Operation = "mixup",
         number: Sequence[int] = (2, 3, 4),
         scale: tuple[float, float] = (0.01, 1.0),
@@ -206,9 +201,8 @@ class RandCropMix(SampleMix):
     ) -> None:
         inner = None if transform is None else OnImage(transform)
         super().__init__(
-            RandCropMixd(
-                "image", operation=operation, number=number, scale=scale, alpha=alpha, transform=inner, prob=prob
-            )
+            RandCropMixd("image", "label", num_classes, operation, number, scale, alpha, inner, prob),
+            [] if transform is None else [transform],
         )
 
 

@@ -10,14 +10,12 @@ from torch import Tensor
 from medgen.transforms.mix_bases import BatchMix, BatchMixd
 from medgen.transforms.mixing import (
     Mix,
-    blend,
-    check_indices,
     check_positive,
     draw_box,
     fraction,
     nowhere,
     paste,
-    soft_targets,
+    paste_label,
 )
 from medgen.types import Shape
 
@@ -60,7 +58,7 @@ class RandCutMixd(BatchMixd):
         check_positive("alpha", alpha)
         self.alpha = alpha
 
-    def _draw(self, partner: np.ndarray, mixed: np.ndarray, spatial: Shape) -> Mix:
+    def _draw_mix(self, partner: np.ndarray, mixed: np.ndarray, spatial: Shape) -> Mix:
         lam = np.where(mixed, self.R.beta(self.alpha, self.alpha, len(partner)), 1.0).tolist()
         boxes = [
             draw_box(self.R, spatial, 1 - value) if pastes else nowhere(spatial)
@@ -74,11 +72,7 @@ class RandCutMixd(BatchMixd):
         return paste(image, mix)
 
     def _mix_label(self, label: Tensor, mix: Mix) -> Tensor:
-        if label.ndim <= 2:
-            return blend(soft_targets(label, self.num_classes), mix)
-        if self.num_classes is not None and label.shape[1] == 1:
-            check_indices(label, self.num_classes)
-        return paste(label, mix)
+        return paste_label(label, mix, self.num_classes)
 
 
 class RandCutMix(BatchMix):

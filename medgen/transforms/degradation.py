@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import ensure_tuple
+from monai.transforms import Transform
 from torch.nn import functional as F
 
+from medgen.transforms.drawn import Changed, RandDrawn, RandDrawnd
 from medgen.transforms.physics import noise, optics, projection
-from medgen.transforms.physics.signal import Image, on_signal
+from medgen.transforms.physics.signal import Frame, Image, on_signal
 from medgen.types import BadInputError
+
+Axis = int | Literal["slices"] | None
+Dosed = Literal["ct", "xray"]
 
 # Full width at half maximum of a Gaussian, in standard deviations.
 _FWHM = 2 * math.sqrt(2 * math.log(2))
-_DOSED = {"ct": projection.low_dose, "xray": noise.radiograph_low_dose}
 
 
 @dataclass(frozen=True)
-class LowResolution:
+class LowResolution(Transform):
     """Thick slices, or a coarse picture, brought back to the grid of the scan.
 
     A Gaussian profile as wide at half its height as the new slice is thick, samples at the middles of the new slices,
@@ -34,20 +34,25 @@ class LowResolution:
 
     Attributes:
         factor: Thickness of the new slices in voxels, at least 1; rounded so that whole slices fill the scan.
-        axis: Array axis of the slices, counted without the channels (-1: the last), or None for all axes alike.
+        axis: Array axis of the slices, counted without the channels (-1: the last), or None for all axes alike. By
+            default (``"slices"``) a picture is lowered along both axes. A volume is along the axis of its largest
+            spacing, or, where two share that, along the one closest to superior-inferior; without an affine that tells
+            it along the last.
     """
 
     factor: float
-    axis: int | None = -1
+    axis: Axis = "slices"
 
     def __post_init__(self) -> None:
         """Refuse a resolution that is not lower.
 
         Raises:
-            BadInputError: If the factor is below 1.
+            BadInputError: If the factor is below 1, or the axis is none.
         """
         if not 1 <= self.factor < math.inf:
             raise BadInputError(f"factor: expected at least 1 voxel per slice, got {self.factor}.")
+        if isinstance(self.axis, str) and self.axis != "slices":
+            raise BadInputError(f"axis: expected 'slices', a number or None, got {self.axis!r}.")
 
     def __call__(self, image: Image) -> Image:
         """Lower the resolution of a scan.
@@ -62,15 +67,18 @@ class LowResolution:
             BadInputError: If the scan lacks the axis, or cannot be used (see
                 :func:`medgen.transforms.physics.signal.on_signal`).
         """
-        return on_signal(image, lambda signal, _: self._lower(signal))
+        return on_signal(image, self._lower)
 
-    def _lower(self, signal: torch.Tensor) -> torch.Tensor:
+    def _lower(self, signal: torch.Tensor, frame: Frame) -> torch.Tensor:
         dims = signal.ndim - 1
-        if self.axis is not None and not -dims <= self.axis < dims:
+        across = self.axis
+        if across == "slices":
+            across = frame.thick if dims == 3 else None
+        if across is not None and not -dims <= across < dims:
             raise BadInputError(
-                f"axis: expected one of the {dims} axes of the scan, -{dims} to {dims - 1}, got {self.axis}."
+                f"axis: expected one of the {dims} axes of the scan, -{dims} to {dims - 1}, got {across}."
             )
-        for axis in range(dims) if self.axis is None else [self.axis % dims]:
+        for axis in range(dims) if across is None else [across % dims]:
             count = signal.shape[axis + 1]
             thick = max(1, round(count / self.factor))
             sigma = [0.0] * dims
@@ -84,8 +92,10 @@ class LowResolution:
 
 
 @dataclass(frozen=True)
-class LowDose:
+class LowDose(Transform):
     """A scan with a part of its X-rays: in CT by its projections, in radiographs by the counts of each pixel.
+
+    The slices of CT lie across the axis closest to superior-inferior, or the last without an affine that tells it.
 
     Attributes:
         dose: Part of the dose that is left, in (0, 1]; 1 changes nothing.
@@ -94,7 +104,7 @@ class LowDose:
     """
 
     dose: float
-    modality: Literal["ct", "xray"] = "ct"
+    modality: Dosed = "ct"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,8 +115,8 @@ class LowDose:
         """
         if not 0 < self.dose <= 1:
             raise BadInputError(f"dose: expected a part of the full dose, above 0 and at most 1, got {self.dose}.")
-        if self.modality not in _DOSED:
-            raise BadInputError(f"modality: expected one of {', '.join(_DOSED)}, got {self.modality!r}.")
+        if self.modality not in get_args(Dosed):
+            raise BadInputError(f"modality: expected one of {', '.join(get_args(Dosed))}, got {self.modality!r}.")
 
     def __call__(self, image: Image) -> Image:
         """Lower the dose of a scan.
@@ -122,80 +132,141 @@ class LowDose:
             BadInputError: If the scan cannot be used (see :func:`medgen.transforms.physics.signal.on_signal`).
         """
         rng = np.random.RandomState(self.seed)
-        return on_signal(image, lambda signal, _: _DOSED[self.modality](signal, self.dose, rng))
+        if self.modality == "ct":
+            return on_signal(image, lambda signal, frame: projection.low_dose(signal, self.dose, rng, frame.upright))
+        return on_signal(image, lambda signal, _: noise.radiograph_low_dose(signal, self.dose, rng))
 
 
-class _RandDegradedPaird(RandomizableTransform, MapTransform):
-    """Draws a degradation, applies it to the keys, and keeps the originals under other keys."""
+class LowResolutiond(Changed):
+    """Dictionary version of :class:`LowResolution`: pairs of a scan and the same scan at a lower resolution.
 
-    def __init__(self, keys: KeysCollection, target_key: KeysCollection | None, prob: float, missing: bool) -> None:
-        MapTransform.__init__(self, keys, missing)
-        RandomizableTransform.__init__(self, prob)
-        self.targets: tuple[Hashable | None, ...] = ensure_tuple(target_key) if target_key is not None else ()
-        if target_key is not None and len(self.targets) != len(self.keys):
-            raise BadInputError(f"target_key: expected one for each of {self.keys}, got {self.targets}.")
-        if set(self.targets) & set(self.keys) or len(set(self.targets)) < len(self.targets):
-            raise BadInputError(f"target_key: expected other keys than {self.keys}, each once, got {self.targets}.")
-        self.last: Callable[[Image], Image] | None = None
+    Args:
+        keys: Keys of the scans, which get worse.
+        target_key: Keys under which the originals stay, one for each; None keeps none.
+        factor: As for :class:`LowResolution`.
+        axis: Likewise.
+        allow_missing_keys: Skip keys that a sample lacks.
 
-    def _draw(self) -> Callable[[Image], Image]:
-        raise NotImplementedError
+    Raises:
+        BadInputError: If the factor is below 1, or the target keys do not fit.
+    """
 
-    def randomize(self, data: None = None) -> None:
-        """Draw whether and how the scans get worse.
+    def __init__(
+        self,
+        keys: KeysCollection,
+        target_key: KeysCollection | None,
+        factor: float,
+        axis: Axis = "slices",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, LowResolution(factor, axis), target_key, allow_missing_keys)
 
-        Args:
-            data: Not used.
-        """
-        super().randomize(None)
-        self.last = self._draw() if self._do_transform else None
 
-    def __call__(self, data: Mapping[Hashable, Image]) -> Mapping[Hashable, Image]:
-        """Degrade the scans of a sample.
+class LowDosed(Changed):
+    """Dictionary version of :class:`LowDose`: pairs of a scan and the same scan at a lower dose.
 
-        Args:
-            data: The sample: a dictionary, or a ``Subject`` of TorchIO.
+    Args:
+        keys: Keys of the scans, which get worse.
+        target_key: Keys under which the originals stay, one for each; None keeps none.
+        dose: As for :class:`LowDose`.
+        modality: Likewise.
+        seed: Likewise, but all samples have it, so that their counts are drawn alike: draws of their own come from
+            :class:`RandLowDosed`.
+        allow_missing_keys: Skip keys that a sample lacks.
+
+    Raises:
+        BadInputError: If the dose is not in (0, 1], the modality has none, or the target keys do not fit.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        target_key: KeysCollection | None,
+        dose: float,
+        modality: Dosed = "ct",
+        seed: int = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, LowDose(dose, modality, seed), target_key, allow_missing_keys)
+
+
+class RandLowResolution(RandDrawn):
+    """A scan with thicker slices, or coarser pixels, on the same voxels.
+
+    Its `last` is the :class:`LowResolution` of the last scan, or None if nothing was done.
+
+    Args:
+        factor: Least and largest thickness of the new slices, in voxels.
+        axis: As for :class:`LowResolution`.
+        prob: Probability that a scan is degraded, in [0, 1].
+
+    Raises:
+        BadInputError: If the factors are no range from 1 up, or `prob` is out of range.
+    """
+
+    def __init__(self, factor: tuple[float, float] = (2.0, 6.0), axis: Axis = "slices", prob: float = 1.0) -> None:
+        super().__init__(prob)
+        self.factor = _range("factor", factor)
+        self.axis = axis
+        for value in self.factor:
+            LowResolution(value, axis)
+
+    def draw_change(self) -> LowResolution:
+        """Draw how thick the new slices are.
 
         Returns:
-            A copy of it with worse scans, and with the originals under the target keys, also where nothing was done.
-
-        Raises:
-            BadInputError: If the sample has a target key already, or a scan cannot be used.
+            The degradation.
         """
-        is_subject = hasattr(data, "applied_transforms")
-        sample: Any = copy.copy(data) if is_subject else dict(data)
-        self.randomize()
-        targets = self.targets or (None,) * len(self.keys)
-        for key, target in self.key_iterator(sample, targets):
-            original = sample[key]
-            if target is not None:
-                if target in sample:
-                    raise BadInputError(
-                        f"target_key: the sample has {target!r} already. Choose another key; the second of two "
-                        "degradations takes target_key=None."
-                    )
-                sample[target] = original
-            sample[key] = copy.deepcopy(original) if self.last is None else self.last(original)
-        if is_subject:
-            sample.update_attributes()  # it also holds its images as attributes
-        return sample
+        return LowResolution(float(self.R.uniform(*self.factor)), self.axis)
 
 
-class RandLowResolutiond(_RandDegradedPaird):
+class RandLowDose(RandDrawn):
+    """A scan at a lower dose.
+
+    Its `last` is the :class:`LowDose` of the last scan, or None if nothing was done.
+
+    Args:
+        dose: Least and largest part of the dose that is left; drawn evenly in its logarithm.
+        modality: ``ct`` or ``xray``.
+        prob: Probability that a scan is degraded, in [0, 1].
+
+    Raises:
+        BadInputError: If the doses are no range within (0, 1], the modality has none, or `prob` is out of range.
+    """
+
+    def __init__(self, dose: tuple[float, float] = (0.05, 0.5), modality: Dosed = "ct", prob: float = 1.0) -> None:
+        super().__init__(prob)
+        self.dose = _range("dose", dose)
+        self.modality: Dosed = modality
+        for value in self.dose:
+            LowDose(value, modality)
+
+    def draw_change(self) -> LowDose:
+        """Draw a dose and the seed of the counts.
+
+        Returns:
+            The degradation.
+        """
+        low, high = np.log(self.dose)
+        dose = min(math.exp(self.R.uniform(low, high)), 1.0)
+        return LowDose(dose, self.modality, int(self.R.randint(2**31 - 1)))
+
+
+class RandLowResolutiond(RandDrawnd):
     """Pairs of a scan and the same scan with thicker slices, or coarser pixels, on the same voxels.
 
-    ``last`` is what was done to the last sample, or None if nothing: called with that scan it gives the same voxels.
+    Dictionary version of :class:`RandLowResolution`; all scans of a sample are degraded alike.
 
     Args:
         keys: Keys of the scans, which get worse.
         target_key: Keys under which the originals stay, one for each; None keeps none.
         factor: Least and largest thickness of the new slices, in voxels.
         axis: As for :class:`LowResolution`.
-        prob: Probability that a sample is degraded.
+        prob: Probability that a sample is degraded, in [0, 1].
         allow_missing_keys: Skip keys that a sample lacks.
 
     Raises:
-        BadInputError: If the factors are no range from 1 up, or the target keys do not fit.
+        BadInputError: If the factors are no range from 1 up, `prob` is out of range, or the target keys do not fit.
     """
 
     def __init__(
@@ -203,36 +274,29 @@ class RandLowResolutiond(_RandDegradedPaird):
         keys: KeysCollection,
         target_key: KeysCollection | None,
         factor: tuple[float, float] = (2.0, 6.0),
-        axis: int | None = -1,
+        axis: Axis = "slices",
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, target_key, prob, allow_missing_keys)
-        self.factor = _range("factor", factor)
-        self.axis = axis
-        for value in self.factor:
-            LowResolution(value, axis)
-
-    def _draw(self) -> LowResolution:
-        return LowResolution(float(self.R.uniform(*self.factor)), self.axis)
+        super().__init__(keys, RandLowResolution(factor, axis, prob), target_key, allow_missing_keys)
 
 
-class RandLowDosed(_RandDegradedPaird):
+class RandLowDosed(RandDrawnd):
     """Pairs of a scan and the same scan at a lower dose.
 
-    ``last`` is what was done to the last sample, or None if nothing: called with that scan it gives the same voxels.
+    Dictionary version of :class:`RandLowDose`; all scans of a sample are degraded alike.
 
     Args:
         keys: Keys of the scans, which get worse.
         target_key: Keys under which the originals stay, one for each; None keeps none.
         dose: Least and largest part of the dose that is left; drawn evenly in its logarithm.
         modality: ``ct`` or ``xray``.
-        prob: Probability that a sample is degraded.
+        prob: Probability that a sample is degraded, in [0, 1].
         allow_missing_keys: Skip keys that a sample lacks.
 
     Raises:
-        BadInputError: If the doses are no range within (0, 1], the modality has none, or the target keys do not
-            fit.
+        BadInputError: If the doses are no range within (0, 1], the modality has none, `prob` is out of range, or the
+            target keys do not fit.
     """
 
     def __init__(
@@ -240,20 +304,11 @@ class RandLowDosed(_RandDegradedPaird):
         keys: KeysCollection,
         target_key: KeysCollection | None,
         dose: tuple[float, float] = (0.05, 0.5),
-        modality: Literal["ct", "xray"] = "ct",
+        modality: Dosed = "ct",
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, target_key, prob, allow_missing_keys)
-        self.dose = _range("dose", dose)
-        self.modality = modality
-        for value in self.dose:
-            LowDose(value, modality)
-
-    def _draw(self) -> LowDose:
-        low, high = np.log(self.dose)
-        dose = min(math.exp(self.R.uniform(low, high)), 1.0)
-        return LowDose(dose, self.modality, int(self.R.randint(2**31 - 1)))
+        super().__init__(keys, RandLowDose(dose, modality, prob), target_key, allow_missing_keys)
 
 
 def _range(name: str, pair: tuple[float, float]) -> tuple[float, float]:
@@ -263,5 +318,7 @@ def _range(name: str, pair: tuple[float, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+LowResolutionD = LowResolutionDict = LowResolutiond
+LowDoseD = LowDoseDict = LowDosed
 RandLowResolutionD = RandLowResolutionDict = RandLowResolutiond
 RandLowDoseD = RandLowDoseDict = RandLowDosed

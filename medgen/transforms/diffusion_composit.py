@@ -8,30 +8,48 @@ References:
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms.transform import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.transforms.transform import MapTransform
+from monai.utils import convert_to_tensor
 
 from medgen.generator import Generator
-from medgen.transforms.scans import check_place
-from medgen.transforms.variation import Conditions, Variation, check_prob, draw_seed
+from medgen.transforms.scans import cast_like, check_place
+from medgen.transforms.subjects import close_sample, open_sample
+from medgen.transforms.variation import Conditions, Noising, Variation, check_prob
+from medgen.transforms.workers import DrawnWithin, SeededInWorkers
 from medgen.types import BadInputError, Shape
 
 CELL_SIZE, REAL_SHARE = 64, 0.6
 
 
-class RandDiffusionComposit(RandomizableTransform):
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """What a composite draws.
+
+    Attributes:
+        real: ``(H, W[, D])`` bool, where the scan stays real.
+        noising: Of the partner, where a generator makes it.
+    """
+
+    real: torch.Tensor
+    noising: Noising | None
+
+
+class RandDiffusionComposit(SeededInWorkers):
     """Cut a scan into cells, each of them real or from a synthetic scan of the same label, which therefore stays.
 
     DiffBoost (Zhang et al. 2024) trains a segmenter on such cells: 64 pixels of 384 along an edge, each real with a
     chance of 0.6. There the predictions for a real scan and for its synthetic partner are put together before the loss;
     a transform sees no predictions, so here the scans are. Their seams show in the scan where the two differ: a partner
     of low `strength` has weak ones, and the cells begin at another voxel each time, so that seams have no fixed place.
+
+    Its `last` holds the :class:`Cells` of the last call, or None where the scan stayed.
 
     Args:
         generator: Makes the partner, as for :class:`medgen.transforms.variation.Variation`; None where one is
@@ -65,21 +83,32 @@ class RandDiffusionComposit(RandomizableTransform):
             raise BadInputError(f"{', '.join(options)}: expected none without a generator, got some. Leave them out.")
         self.cell_size, self.real_share = sizes, real_share
         self.variation = None if generator is None else Variation(generator, **options)
-        self._real = torch.ones(0, dtype=torch.bool)
-        self._strength, self._seed = 1.0, 0
+        self.last: Cells | None = None
 
     def randomize(self, data: Shape) -> None:
-        """Draw whether, which cells are real, and the noise of the partner.
+        """Draw whether, which cells are real, and the noise of the partner, into `last`.
 
         Args:
             data: ``(H, W[, D])`` voxels of the scan.
         """
-        super().randomize(None)
-        if not self._do_transform:
-            return
-        self._real = self._draw_cells(data)
-        if self.variation is not None:
-            self._strength, self._seed = self.variation.draw_strength(self.R), draw_seed(self.R)
+        self.last = self.draw(data)
+
+    def draw(self, shape: Shape) -> Cells | None:
+        """Draw whether, which cells are real, and the noise of the partner.
+
+        Args:
+            shape: ``(H, W[, D])`` voxels of the scan.
+
+        Returns:
+            What was drawn; None to leave the scan.
+
+        Raises:
+            BadInputError: If the cells do not fit the scan.
+        """
+        if self.R.rand() >= self.prob:
+            return None
+        real = self._draw_cells(shape)
+        return Cells(real, None if self.variation is None else self.variation.draw(self.R))
 
     def __call__(
         self,
@@ -88,6 +117,7 @@ class RandDiffusionComposit(RandomizableTransform):
         synthetic: Any = None,
         text: str | None = None,
         attributes: Mapping[str, str] | None = None,
+        *,
         randomize: bool = True,
     ) -> Any:
         """Mix a scan, or not.
@@ -98,7 +128,7 @@ class RandDiffusionComposit(RandomizableTransform):
             synthetic: The partner, as ``img``, of the same label, in the same units; for use without a generator.
             text: What the scan shows, for the generator.
             attributes: Facts about it, for the generator.
-            randomize: Whether to draw anew.
+            randomize: Whether to draw anew; False replays `last`.
 
         Returns:
             A scan as ``img``; real cells are bit-identical to it.
@@ -113,22 +143,46 @@ class RandDiffusionComposit(RandomizableTransform):
             )
         if synthetic is not None:
             _check_partner(img, synthetic)
-        if randomize:
-            self.randomize(tuple(img.shape[1:]))
-        if not self._do_transform or self._real.all():
+        self.last = drawn = self.draw(tuple(img.shape[1:])) if randomize else self.last
+        return img if drawn is None else self.apply(drawn, img, label, synthetic, text, attributes)
+
+    def apply(
+        self,
+        drawn: Cells,
+        img: Any,
+        label: Any = None,
+        synthetic: Any = None,
+        text: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Mix a scan as was drawn.
+
+        Args:
+            drawn: What was drawn.
+            img: As for a call, like all others.
+            label: Its label.
+            synthetic: Its partner.
+            text: What it shows.
+            attributes: Facts about it.
+
+        Returns:
+            A scan as ``img``.
+
+        Raises:
+            BadInputError: If the scan does not fit the draw, or the model.
+        """
+        if tuple(drawn.real.shape) != tuple(img.shape[1:]):
+            raise BadInputError(
+                f"image: expected the {tuple(drawn.real.shape)} voxels that the cells were drawn for, got "
+                f"{tuple(img.shape[1:])}. Bring all scans of a sample to the same voxels."
+            )
+        if drawn.real.all():
             return img
-        if self.variation is not None:
-            synthetic = self.variation.make(
-                [img],
-                [label],
-                strength=self._strength,
-                seeds=[self._seed],
-                texts=[text],
-                attributes=[attributes or {}],
-            )[0]
-        real = convert_to_tensor(img, track_meta=False)
-        made = convert_to_tensor(synthetic, track_meta=False).to(real)
-        return convert_to_dst_type(torch.where(self._real.to(real.device), real, made), img)[0]
+        if self.variation is not None and drawn.noising is not None:
+            synthetic = self.variation.make_one(img, label, drawn.noising, text, attributes)
+        real, made = (convert_to_tensor(part, track_meta=False) for part in (img, synthetic))
+        made = convert_to_tensor(cast_like(made, img), track_meta=False)
+        return cast_like(torch.where(drawn.real.to(real.device), real, made), img)
 
     def _draw_cells(self, shape: Shape) -> torch.Tensor:
         """``(H, W[, D])`` bool, where the scan stays real."""
@@ -147,7 +201,7 @@ class RandDiffusionComposit(RandomizableTransform):
         return torch.from_numpy(real[np.ix_(*cells)])
 
 
-class RandDiffusionCompositd(RandomizableTransform, MapTransform):
+class RandDiffusionCompositd(DrawnWithin, MapTransform):
     """Dictionary version of :class:`RandDiffusionComposit`; scans of one sample share cells, strength and noise.
 
     Args:
@@ -183,8 +237,6 @@ class RandDiffusionCompositd(RandomizableTransform, MapTransform):
         **options: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        check_prob(prob)
-        RandomizableTransform.__init__(self, prob)
         if (generator is None) == (synthetic_key is None):
             got = "neither" if generator is None else "both"
             raise BadInputError(f"synthetic_key: expected a key or a generator, got {got}. Give one of them.")
@@ -193,37 +245,23 @@ class RandDiffusionCompositd(RandomizableTransform, MapTransform):
             raise BadInputError(f"synthetic_key: expected one for each of {self.keys}, got {partners}.")
         self.partners = dict(zip(self.keys, partners, strict=True)) if partners else {}
         self.conditions = Conditions(label_key, text_key, attribute_keys)
-        self.mix = RandDiffusionComposit(generator, prob=1.0, cell_size=cell_size, real_share=real_share, **options)
+        inner = RandDiffusionComposit(generator, prob, cell_size=cell_size, real_share=real_share, **options)
+        DrawnWithin.__init__(self, inner)
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandDiffusionCompositd:
-        """Set the state that all draws come from.
-
-        Args:
-            seed: Of a new state.
-            state: A state.
-
-        Returns:
-            Itself.
-        """
-        super().set_random_state(seed, state)
-        self.mix.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any], randomize: bool = True) -> Any:
         """Mix the scans of a sample, or not.
 
         Args:
-            data: The sample.
+            data: The sample: a dictionary, or a ``Subject`` of TorchIO.
+            randomize: Whether to draw anew; False replays `last`.
 
         Returns:
-            The sample.
+            A new one of the same kind.
 
         Raises:
             BadInputError: If a key is missing or something does not fit.
         """
-        done = dict(data)
+        done = open_sample(data, (*self.keys, *self.partners.values(), self.conditions.label_key))
         self.conditions.check(done)
         present = list(self.key_iterator(done))
         for key in present:
@@ -232,15 +270,19 @@ class RandDiffusionCompositd(RandomizableTransform, MapTransform):
                     f"synthetic_key: expected {self.partners[key]!r} in the sample, got {sorted(map(str, done))}. Add "
                     "the synthetic scan of the same label, or give a generator."
                 )
-        self.randomize(None)
-        if not self._do_transform or not present:
-            return done
-        self.mix.randomize(tuple(done[present[0]].shape[1:]))
-        label, text, attributes = self.conditions.read(done)
-        for key in present:
-            partner = done[self.partners[key]] if self.partners else None
-            done[key] = self.mix(done[key], label, partner, text, attributes, randomize=False)
-        return done
+        for key, partner in self.partners.items():
+            if key in present:
+                _check_partner(done[key], done[partner])
+        if not present:
+            return close_sample(done, data)
+        drawn = self.inner.draw(tuple(done[present[0]].shape[1:])) if randomize else self.last
+        self.last = drawn
+        if drawn is not None:
+            label, text, attributes = self.conditions.read(done)
+            for key in present:
+                partner = done[self.partners[key]] if self.partners else None
+                done[key] = self.inner.apply(drawn, done[key], label, partner, text, attributes)
+        return close_sample(done, data)
 
 
 def _as_keys(keys: KeysCollection) -> tuple[Hashable, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms.transform import MapTransform, RandomizableTransform
+from monai.transforms.transform import MapTransform
 from monai.utils import convert_to_dst_type
 from nibabel import orientations
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
-from medgen.generator import Generator
+from medgen.generator import Generator, GeneratorConfig
 from medgen.synthesis import edit
 from medgen.synthesis.inpainting import BAND, MARGIN
 from medgen.transforms.scans import affine_of, check_place, give_back, grid_of, read_image, read_label
-from medgen.transforms.variation import Variation, check_prob, draw_seed
+from medgen.transforms.subjects import close_sample, open_sample
+from medgen.transforms.variation import Noising, Variation, check_prob
+from medgen.transforms.workers import DrawnWithin, SeededInWorkers
 from medgen.types import BadInputError, Grid, Shape
 
 # Lesions that are tried in one scan before it is left as it is.
@@ -43,7 +46,24 @@ class _Lesion:
         return any(start == 0 or start + side == voxels for start, side, voxels in ends)
 
 
-class RandLesionInsertion(RandomizableTransform):
+class _NoLesionError(BadInputError):
+    """A label map has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Insertion:
+    """What a lesion insertion draws.
+
+    Attributes:
+        covered: ``(H, W[, D])`` bool, voxels that become the lesion.
+        noising: Strength and noise of what is made there.
+    """
+
+    covered: np.ndarray
+    noising: Noising
+
+
+class RandLesionInsertion(SeededInWorkers):
     """Put a lesion of another label map into a scan and its label.
 
     A lesion is a connected part of the class `value` in a label map, one of those given here or the one that comes with
@@ -53,6 +73,8 @@ class RandLesionInsertion(RandomizableTransform):
     the blending band it is bit-identical.
 
     Take lesions from training cases only, or the cases that they come from leak.
+
+    Its `last` holds the :class:`Insertion` of the last call, or None where the scan stayed.
 
     Args:
         generator: As for :class:`medgen.transforms.variation.Variation`, like all further options; label maps
@@ -96,37 +118,57 @@ class RandLesionInsertion(RandomizableTransform):
         self.band, self.margin = band, margin
         with_index = enumerate(lesions)
         self.lesions = [part for index, each in with_index for part in self._cut_out(each, f"lesions[{index}]")]
-        self._label: torch.Tensor | None = None
-        self._strength, self._seed = 1.0, 0
+        self.last: Insertion | None = None
+        self._has_warned = False
 
-    def randomize(self, data: tuple[torch.Tensor, Grid, Sequence[_Lesion]]) -> None:
+    def randomize(self, data: tuple[Any, Any, Any]) -> None:
+        """Draw whether, which lesion, where, and its noise, into `last`.
+
+        Args:
+            data: Scan, label and lesion of a call.
+        """
+        self.last = self.draw(*data)
+
+    def draw(self, img: Any, label: Any, lesion: Any) -> Insertion | None:
         """Draw whether, which lesion, where, and its noise.
 
         Args:
-            data: Label ``(H, W[, D])``, its grid, and the lesions.
+            img: ``(C, H, W[, D])``.
+            label: ``(1, H, W[, D])`` class values.
+            lesion: ``(1, H, W[, D])`` class values to take the lesion from; None for those of the transform.
+
+        Returns:
+            What was drawn; None to leave the scan.
+
+        Raises:
+            BadInputError: If there is no lesion, or something does not fit the model or the scan.
         """
-        label, grid, lesions = data
-        self._label = None
-        super().randomize(None)
-        if not self._do_transform:
-            return
-        self._strength, self._seed = self.variation.draw_strength(self.R), draw_seed(self.R)
-        free = np.isin(label.numpy(), self.within)
+        if self.R.rand() >= self.prob:
+            return None
+        with self.variation.model.use() as generator:
+            before, grid = self._read(img, label, generator.config)
+        lesions = self.lesions if lesion is None else self._of_partner(lesion)
+        if not lesions:
+            if lesion is None:
+                raise BadInputError("lesion: expected a label map with one, or some given before, got none.")
+            return None
+        noising = self.variation.draw(self.R)
+        free = np.isin(before.numpy(), self.within)
         for index in self.R.permutation(len(lesions))[:_MOST_TRIES]:
             covered = self._place(lesions[index], free, grid)
             if covered is not None:
-                self._label = torch.where(torch.from_numpy(covered), torch.tensor(self.value), label)
-                return
+                return Insertion(covered, noising)
+        return None
 
-    def __call__(self, img: Any, label: Any, lesion: Any = None, randomize: bool = True) -> tuple[Any, Any]:
+    def __call__(self, img: Any, label: Any, lesion: Any = None, *, randomize: bool = True) -> tuple[Any, Any]:
         """Insert a lesion, or not.
 
         Args:
             img: ``(C, H, W[, D])`` tensor, MetaTensor or array.
             label: ``(1, H, W[, D])`` class values.
             lesion: ``(1, H, W[, D])`` class values, from which the lesion is taken; without it one of those given to
-                the transform.
-            randomize: Whether to draw anew.
+                the transform. A scan whose map has none stays as it is; a warning tells once.
+            randomize: Whether to draw anew; False replays `last`.
 
         Returns:
             Scan and label, as they came.
@@ -134,32 +176,41 @@ class RandLesionInsertion(RandomizableTransform):
         Raises:
             BadInputError: If there is no lesion, or something does not fit the model or the scan.
         """
+        self.last = drawn = self.draw(img, label, lesion) if randomize else self.last
+        return (img, label) if drawn is None else self.apply(drawn, img, label)
+
+    def apply(self, drawn: Insertion, img: Any, label: Any) -> tuple[Any, Any]:
+        """Insert a lesion as was drawn.
+
+        Args:
+            drawn: What was drawn.
+            img: ``(C, H, W[, D])`` tensor, MetaTensor or array.
+            label: ``(1, H, W[, D])`` class values, without the lesion.
+
+        Returns:
+            Scan and label, as they came.
+
+        Raises:
+            BadInputError: If something does not fit the model or the draw.
+        """
         with self.variation.model.use() as generator:
             config = generator.config
-            grid = grid_of(img, config)
-            before = read_label(label, grid.shape)
-            check_place(img, label, "label")
-            if unknown := sorted({self.value, *self.within} - set(config.class_names)):
+            before, grid = self._read(img, label, config)
+            if drawn.covered.shape != grid.shape:
                 raise BadInputError(
-                    f"value and within: expected classes of the model '{config.name}', {sorted(config.class_names)}, "
-                    f"got {unknown}."
+                    f"image: expected the {drawn.covered.shape} voxels that the lesion was drawn for, got "
+                    f"{grid.shape}. Bring all scans of a sample to the same voxels."
                 )
-            if randomize:
-                lesions = self.lesions if lesion is None else self._cut_out(lesion, "lesion", parts=self.move)
-                if not lesions:
-                    raise BadInputError("lesion: expected a label map with one, or some given before, got none.")
-                self.randomize((before, grid, lesions))
-            if self._label is None:
-                return img, label
+            after = torch.where(torch.from_numpy(drawn.covered), torch.tensor(self.value), before)
             scan = read_image(img, config, self.variation.scaled_window)
             made = edit(
                 generator,
                 scan,
                 before,
                 grid=grid,
-                new_label=self._label,
-                seed=self._seed,
-                strength=self._strength,
+                new_label=after,
+                seed=drawn.noising.seed,
+                strength=drawn.noising.strength,
                 band=self.band,
                 margin=self.margin,
                 settings=self.variation.settings(generator),
@@ -168,14 +219,36 @@ class RandLesionInsertion(RandomizableTransform):
         # What stays has the very bits that it had, whatever the way to the units of the model and back made of them.
         same = convert_to_dst_type(made.image == scan, img, dtype=torch.bool)[0]
         changed[same] = img[same]
-        return changed, convert_to_dst_type(self._label[None], label)[0]
+        return changed, convert_to_dst_type(after[None], label)[0]
+
+    def _read(self, img: Any, label: Any, config: GeneratorConfig) -> tuple[torch.Tensor, Grid]:
+        """The label ``(H, W[, D])`` and where the scan lies."""
+        grid = grid_of(img, config)
+        values = read_label(label, grid.shape)
+        check_place(img, label, "label")
+        if unknown := sorted({self.value, *self.within} - set(config.class_names)):
+            raise BadInputError(
+                f"value and within: expected classes of the model '{config.name}', {sorted(config.class_names)}, "
+                f"got {unknown}."
+            )
+        return values, grid
+
+    def _of_partner(self, lesion: Any) -> list[_Lesion]:
+        """Lesions of a map that came with a scan; many cases of a data set have none."""
+        try:
+            return self._cut_out(lesion, "lesion", parts=self.move)
+        except _NoLesionError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(f"{error} Its scan stays as it is (told once)", stacklevel=4)
+            return []
 
     def _cut_out(self, label: Any, name: str, *, parts: bool = True) -> list[_Lesion]:
         """Connected parts of the class in a label map, or all of them as one."""
         values = read_label(label, tuple(label.shape[1:]), name=name).numpy()
         mask = values == self.value
         if not mask.any():
-            raise BadInputError(
+            raise _NoLesionError(
                 f"{name}: expected voxels of class {self.value}, got {np.unique(values).tolist()} only. Leave it out."
             )
         numbered = ndimage.label(mask, np.ones((3,) * mask.ndim))[0] if parts else mask.astype(int)
@@ -185,7 +258,7 @@ class RandLesionInsertion(RandomizableTransform):
         ]
         whole = [lesion for lesion in found if not (parts and lesion.is_cut)]
         if not whole:
-            raise BadInputError(
+            raise _NoLesionError(
                 f"{name}: expected a part of class {self.value} that the border of the map does not cut, got none. "
                 "Leave it out."
             )
@@ -215,7 +288,7 @@ class RandLesionInsertion(RandomizableTransform):
         return covered if covered.any() else None
 
 
-class RandLesionInsertiond(RandomizableTransform, MapTransform):
+class RandLesionInsertiond(DrawnWithin, MapTransform):
     """Dictionary version of :class:`RandLesionInsertion`; scans of one sample get the same lesion, of the same noise.
 
     Args:
@@ -225,7 +298,8 @@ class RandLesionInsertiond(RandomizableTransform, MapTransform):
         value: Class of the lesion.
         within: Classes that it may cover.
         lesions: Label maps to take lesions from.
-        lesion_key: Label map of the sample to take it from instead.
+        lesion_key: Label map of the sample to take it from instead. Where it has no lesion, the sample stays as it is,
+            and a warning tells once.
         prob: Chance of an insertion.
         allow_missing_keys: Whether a scan may be missing.
         **options: As for :class:`RandLesionInsertion`.
@@ -249,53 +323,38 @@ class RandLesionInsertiond(RandomizableTransform, MapTransform):
         **options: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        check_prob(prob)
-        RandomizableTransform.__init__(self, prob)
         if (lesion_key is None) == (not lesions):
             got = "neither" if lesion_key is None else "both"
             raise BadInputError(f"lesions: expected some, or a lesion_key, got {got}. Give one of them.")
         self.label_key, self.lesion_key = label_key, lesion_key
-        self.insert = RandLesionInsertion(generator, value, within, lesions, prob=1.0, **options)
+        DrawnWithin.__init__(self, RandLesionInsertion(generator, value, within, lesions, prob=prob, **options))
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandLesionInsertiond:
-        """Set the state that all draws come from.
-
-        Args:
-            seed: Of a new state.
-            state: A state.
-
-        Returns:
-            Itself.
-        """
-        super().set_random_state(seed, state)
-        self.insert.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any], randomize: bool = True) -> Any:
         """Insert a lesion into the scans of a sample, or not.
 
         Args:
-            data: The sample.
+            data: The sample: a dictionary, or a ``Subject`` of TorchIO.
+            randomize: Whether to draw anew; False replays `last`.
 
         Returns:
-            The sample.
+            A new one of the same kind.
 
         Raises:
             BadInputError: If a key is missing or something does not fit.
         """
-        done = dict(data)
+        done = open_sample(data, (*self.keys, self.label_key, self.lesion_key))
         for name, wanted in (("label_key", self.label_key), ("lesion_key", self.lesion_key)):
             if wanted is not None and wanted not in done:
                 raise BadInputError(f"{name}: expected {wanted!r} in the sample, got {sorted(map(str, done))}. Add it.")
-        self.randomize(None)
-        if not self._do_transform:
-            return done
+        present = list(self.key_iterator(done))
+        if not present:
+            return close_sample(done, data)
         before, lesion = done[self.label_key], None if self.lesion_key is None else done[self.lesion_key]
-        for index, key in enumerate(self.key_iterator(done)):
-            done[key], done[self.label_key] = self.insert(done[key], before, lesion, randomize=index == 0)
-        return done
+        self.last = drawn = self.inner.draw(done[present[0]], before, lesion) if randomize else self.last
+        if drawn is not None:
+            for key in present:
+                done[key], done[self.label_key] = self.inner.apply(drawn, done[key], before)
+        return close_sample(done, data)
 
 
 def _check_voxels(lesion: _Lesion, scan: Grid) -> None:

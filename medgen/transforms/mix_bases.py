@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform
+from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
+from medgen.transforms.inner import check_in_place, check_shape, seeded
 from medgen.transforms.mixing import Mix, check_whole, describe, plain, tensor, wrapped
+from medgen.transforms.subjects import close_sample, open_sample
+from medgen.transforms.workers import DrawnWithin, SeededInWorkers
 from medgen.types import BadInputError, Shape
 
+_GIVE_LABEL = "use the dictionary version, whose inner transforms get the label too"
 
-class RecordedMix(MapTransform, RandomizableTransform):
+
+class RecordedMix(MapTransform, SeededInWorkers):
     """Dictionary transform that keeps what it drew, so that a call can be replayed.
 
     Args:
@@ -34,6 +39,18 @@ class RecordedMix(MapTransform, RandomizableTransform):
         RandomizableTransform.__init__(self, prob)
         self.label_key = label_key
         self.last: Any = None
+
+    def randomize(self, data: Shape) -> None:
+        """Draw the parameters of a call into `last`.
+
+        Args:
+            data: Shape of the scan, ``(*spatial)``; of a batch ``(B, *spatial)``.
+        """
+        self.last = self._draw(tuple(data))
+
+    def _draw(self, size: Shape) -> Any:
+        """A record of all that a call draws."""
+        raise NotImplementedError
 
     def _images(self, data: Mapping[str, Any], channels: int) -> tuple[dict[str, Any], Shape]:
         """The images by key, and the shape that they share, without the axis of the channels."""
@@ -79,19 +96,6 @@ class BatchMixd(RecordedMix):
         self.num_classes = num_classes
         self.last: Mix | None = None
 
-    def randomize(self, data: Shape) -> None:
-        """Draw the parameters of a call into `last`.
-
-        Args:
-            data: ``(B, *spatial)``, the size of the batch and the shape of a scan.
-        """
-        # Each sample gets another one, and each is another's partner at most once.
-        order = self.R.permutation(data[0])
-        partner = np.empty_like(order)
-        partner[order] = np.roll(order, 1)
-        mixed = self.R.random_sample(data[0]) < self.prob
-        self.last = self._draw(np.where(mixed, partner, np.arange(data[0])), mixed, tuple(data[1:]))
-
     def __call__(self, data: Mapping[str, Any], randomize: bool = True) -> dict[str, Any]:
         """Mix a batch.
 
@@ -110,16 +114,13 @@ class BatchMixd(RecordedMix):
         if not all(isinstance(value, Tensor) for value in (*images.values(), label)):
             raise BadInputError("expected a collated batch of tensors: use the mix after the DataLoader, not in it")
         self._check(images, size, label)
-        if randomize:
-            self.randomize(size)
-            drawn, self.last = self._recorded(), None
-            self.last = self._weigh(drawn, next(iter(images.values())), label)
-        mix: Mix = self._recorded()
+        mix: Mix = self._weigh(self._draw(size), next(iter(images.values())), label) if randomize else self._recorded()
         if (len(mix.partner), *mix.spatial) != size:
             raise BadInputError(
                 f"expected to replay a batch of {len(mix.partner)} scans of shape {mix.spatial}, got {size[0]} of "
                 f"{size[1:]}"
             )
+        self.last = mix
         result = dict(data)
         for key, image in images.items():
             result[key] = wrapped(self._mix_image(plain(image), mix), image)
@@ -137,7 +138,15 @@ class BatchMixd(RecordedMix):
                 f"(B,) or (B, K), got {describe(label)}"
             )
 
-    def _draw(self, partner: np.ndarray, mixed: np.ndarray, spatial: Shape) -> Mix:
+    def _draw(self, size: Shape) -> Mix:
+        # Each sample gets another one, and each is another's partner at most once.
+        order = self.R.permutation(size[0])
+        partner = np.empty_like(order)
+        partner[order] = np.roll(order, 1)
+        mixed = self.R.random_sample(size[0]) < self.prob
+        return self._draw_mix(np.where(mixed, partner, np.arange(size[0])), mixed, tuple(size[1:]))
+
+    def _draw_mix(self, partner: np.ndarray, mixed: np.ndarray, spatial: Shape) -> Mix:
         raise NotImplementedError
 
     def _weigh(self, mix: Mix, image: Tensor, label: Tensor) -> Mix:
@@ -151,45 +160,10 @@ class BatchMixd(RecordedMix):
         raise NotImplementedError
 
 
-class ArrayMix(RandomizableTransform):
-    """Mix of images that are given without a dictionary.
+class BatchMix(DrawnWithin):
+    """Mix of a batch given as two tensors, which the mix for dictionaries within knows as `image` and `label`."""
 
-    Args:
-        mixer: The same for a dictionary.
-    """
-
-    def __init__(self, mixer: RecordedMix) -> None:
-        super().__init__(mixer.prob)
-        self.mixer: Any = mixer
-
-    @property
-    def last(self) -> Any:
-        """Parameters of the last call; set them to replay others."""
-        return self.mixer.last
-
-    @last.setter
-    def last(self, record: Any) -> None:
-        self.mixer.last = record
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> ArrayMix:
-        """Set where the draws come from.
-
-        Args:
-            seed: Seed of a new stream.
-            state: The stream itself.
-
-        Returns:
-            This transform.
-        """
-        super().set_random_state(seed, state)
-        self.mixer.set_random_state(state=self.R)
-        return self
-
-
-class BatchMix(ArrayMix):
-    """Mix of a batch given as two tensors, which its mixer knows as `image` and `label`."""
-
-    def __call__(self, image: Tensor, label: Tensor, randomize: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, label: Tensor, *, randomize: bool = True) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
@@ -203,7 +177,7 @@ class BatchMix(ArrayMix):
         Raises:
             BadInputError: If the batch does not fit, or does not fit the draw to replay.
         """
-        mixed = self.mixer({"image": image, "label": label}, randomize)
+        mixed = self.inner({"image": image, "label": label}, randomize)
         return mixed["image"], mixed["label"]
 
 
@@ -223,7 +197,7 @@ class SampleMixd(RecordedMix):
         """Mix a sample.
 
         Args:
-            data: Sample with images ``(C, *spatial)``, arrays or tensors.
+            data: Sample with images ``(C, *spatial)``, arrays or tensors; or a ``Subject`` of TorchIO.
             randomize: Draw anew; False replays `last`.
 
         Returns:
@@ -232,22 +206,38 @@ class SampleMixd(RecordedMix):
         Raises:
             BadInputError: If the sample does not fit, or does not fit the draw to replay.
         """
-        parts, spatial = self._images(data, channels=0)
+        sample = open_sample(data, (*self.keys, self.label_key))
         if self.label_key is not None:
-            label_key, label = self._label(data)
+            self._label(sample)
+        return close_sample(sample | self.mix(sample, randomize), data)
+
+    def mix(self, sample: Mapping[str, Any], randomize: bool) -> dict[str, Any]:
+        """Mix what a sample holds of the images and the label map.
+
+        Args:
+            sample: Sample with images ``(C, *spatial)``, arrays or tensors.
+            randomize: Draw anew; False replays `last`.
+
+        Returns:
+            The mixed images and, where it changes, the label map, by key.
+
+        Raises:
+            BadInputError: If the sample does not fit, or does not fit the draw to replay.
+        """
+        parts, spatial = self._images(sample, channels=0)
+        if self.label_key is not None and self.label_key in sample:
+            label = sample[self.label_key]
             if tuple(getattr(label, "shape", ()))[1:] != spatial:
                 raise BadInputError(
                     f"expected a label map (1 or K, *spatial) of the images' spatial shape {spatial}, got "
-                    f"{describe(label)}: leave label_key out for a class, which stays as it is"
+                    f"{describe(label)}: leave the label out if it is a class, which stays as it is"
                 )
-            parts[label_key] = label
-        if randomize:
-            self.randomize(spatial)
-        record = self._recorded()
+            parts[self.label_key] = label
+        record = self._draw(spatial) if randomize else self._recorded()
         if record.spatial != spatial:
             raise BadInputError(f"expected to replay a scan of shape {record.spatial}, got {spatial}")
-        mixed = self._mix(data, parts, record)
-        return {**data, **{key: wrapped(value, parts[key]) for key, value in mixed.items()}}
+        self.last = record
+        return {key: wrapped(value, parts[key]) for key, value in self._mix(sample, parts, record).items()}
 
     def _mix(self, data: Mapping[str, Any], parts: dict[str, Any], record: Any) -> dict[str, Tensor]:
         """Images and label map of the mixed sample."""
@@ -274,89 +264,38 @@ class SampleMixd(RecordedMix):
         return tensors
 
 
-class SampleMix(ArrayMix):
-    """Mix of pieces or views of one image given as an array, which its mixer knows as `image`."""
+class SampleMix(DrawnWithin):
+    """Mix of pieces or views of one image given as an array, and of its label map if there is one.
 
-    def __call__(self, image: Any, randomize: bool = True) -> Any:
+    Args:
+        inner: The same for dictionaries, with the keys `image` and `label`.
+        transforms: What it applies to the image alone.
+    """
+
+    def __init__(self, inner: SampleMixd, transforms: Sequence[Callable[[Any], Any]]) -> None:
+        super().__init__(inner)
+        self.transforms = tuple(transforms)
+
+    def __call__(self, image: Any, label: Any = None, *, randomize: bool = True) -> Any:
         """Mix an image.
 
         Args:
             image: ``(C, *spatial)``, array or tensor.
+            label: Its label map ``(1, *spatial)`` or one-hot ``(K, *spatial)``. With one, all inner transforms must be
+                such as leave the anatomy where it is: MONAI's for intensities, or corruptions.
             randomize: Draw anew; False replays `last`.
 
         Returns:
-            The mixed image, of the same shape and type.
+            The mixed image, of the same shape and type; with its label where one was given.
 
         Raises:
-            BadInputError: If the image does not fit, or does not fit the draw to replay.
+            BadInputError: If the sample does not fit, does not fit the draw to replay, or an inner transform may move
+                the anatomy away from the label.
         """
-        return self.mixer({"image": image}, randomize)["image"]
-
-
-class OnImage(Randomizable):
-    """An array transform as a dictionary transform of the key `image`.
-
-    Args:
-        transform: From ``(C, *spatial)`` to the same.
-    """
-
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
-        self.transform = transform
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> OnImage:
-        """Set where the transform's draws come from.
-
-        Args:
-            seed: Seed of a new stream.
-            state: The stream itself.
-
-        Returns:
-            This transform.
-        """
-        if isinstance(self.transform, Randomizable):
-            self.transform.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Transform the image.
-
-        Args:
-            data: Sample with `image`.
-
-        Returns:
-            The sample with the transformed image.
-        """
-        return {**data, "image": self.transform(data["image"])}
-
-
-def seeded(transform: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
-    """A transform whose draws are set to begin anew, so that they depend on the mix's own stream alone.
-
-    Args:
-        transform: A function, or a transform of MONAI.
-        seed: In [0, 2**32).
-
-    Returns:
-        The same transform.
-    """
-    if isinstance(transform, Randomizable):
-        transform.set_random_state(seed)
-    return transform
-
-
-def check_shape(what: str, value: Any, expected: Any) -> None:
-    """Refuse the result of an inner transform that does not fit back in.
-
-    Args:
-        what: What it is, for the message.
-        value: The result.
-        expected: What it was made from.
-
-    Raises:
-        BadInputError: If the shapes differ.
-    """
-    if tuple(value.shape) != tuple(expected.shape):
-        raise BadInputError(
-            f"expected {what} to keep its shape {tuple(expected.shape)}, got {describe(value)}: use transforms that "
-            "neither crop, pad, resize, nor turn by 90 degrees"
-        )
+        sample = {"image": image}
+        if label is not None:
+            for transform in self.transforms:
+                check_in_place(transform, if_moves=_GIVE_LABEL, if_unknown=_GIVE_LABEL)
+            sample["label"] = label
+        mixed = sample | self.inner.mix(sample, randomize)
+        return mixed["image"] if label is None else (mixed["image"], mixed["label"])

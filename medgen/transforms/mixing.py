@@ -145,6 +145,27 @@ def paste(values: Tensor, mix: Mix) -> Tensor:
     return result
 
 
+def paste_label(label: Tensor, mix: Mix, num_classes: int | None) -> Tensor:
+    """The target of pasted boxes: hard for label maps, soft for classes.
+
+    Args:
+        label: Label maps ``(B, 1, *spatial)`` or ``(B, K, *spatial)``; or classes ``(B,)`` or ``(B, K)``.
+        mix: Partners, boxes and weights.
+        num_classes: K; needed for class indices, and what label maps are tested with.
+
+    Returns:
+        Label maps of the same form with the boxes filled from their partners; or float32 ``(B, K)``.
+
+    Raises:
+        BadInputError: If the label has classes outside [0, K).
+    """
+    if label.ndim <= 2:
+        return blend(soft_targets(label, num_classes), mix)
+    if num_classes is not None and label.shape[1] == 1:
+        check_indices(label, num_classes)
+    return paste(label, mix)
+
+
 def soft_targets(label: Tensor, num_classes: int | None, axis: int = 1) -> Tensor:
     """Class weights of a label.
 

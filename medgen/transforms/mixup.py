@@ -52,7 +52,7 @@ class RandMixUpd(BatchMixd):
         super()._check(images, size, label)
         check_floating(images)
 
-    def _draw(self, partner: np.ndarray, mixed: np.ndarray, spatial: Shape) -> Mix:
+    def _draw_mix(self, partner: np.ndarray, mixed: np.ndarray, spatial: Shape) -> Mix:
         lam = np.where(mixed, self.R.beta(self.alpha, self.alpha, len(partner)), 1.0)
         own = tuple(lam.tolist())
         return Mix(spatial, tuple(partner.tolist()), own, own=own, other=tuple((1 - lam).tolist()))

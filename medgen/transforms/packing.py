@@ -17,7 +17,7 @@ from tqdm import tqdm
 from medgen.data.case import Case, Dataset
 from medgen.data.dataset import load_case
 from medgen.provenance import SampleRecord, atomic_path, sha256_array
-from medgen.transforms.agreement import Facts, label_channels, label_values, measure
+from medgen.transforms.agreement import Facts, check_bank, label_channels, label_values, measure
 from medgen.transforms.carriers import Carried, unwrap
 from medgen.types import BadInputError
 
@@ -35,15 +35,23 @@ class Packed:
         offset: Bytes before it.
         shape: Of the array.
         dtype: Name of the smallest type that holds it without loss, float32 being the largest.
+        low: Lowest number in it.
+        high: Highest.
         affine: Voxel index to mm, as rows; None where it has none.
         space: In which the affine leads.
+        original_affine: Of the file, as rows; None where it has none.
+        spatial_shape: Voxels of the file; None where it does not say.
     """
 
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    low: float
+    high: float
     affine: list[list[float]] | None
     space: str
+    original_affine: list[list[float]] | None
+    spatial_shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -191,17 +199,22 @@ def pack(path: Path, pairs: Sequence[tuple[Case, SampleRecord]], prepare: Prepar
         The index.
 
     Raises:
-        BadInputError: If a pair cannot be used, or differs from the first in its channels or axes.
+        BadInputError: If a pair cannot be used, or differs from the others in channels, axes, orientation or spacing.
     """
     items: list[BankItem] = []
+    name, common = str(prepare.dataset.root), None
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for case, record in tqdm(pairs, desc="pack bank", unit="scan", disable=len(pairs) < 100):
-            items.append(_pack_one(file, case, record, prepare))
-            kinds = {(len(item.facts.shape), item.facts.shape[0], item.label_channels) for item in items}
-            if len(kinds) > 1:
+            item = _pack_one(file, case, record, prepare)
+            items.append(item)
+            if common is not None:
+                check_bank(item.facts, case.case, common, name)
+            if common is None or common.spacing is None:
+                common = item.facts
+            if item.label_channels != items[0].label_channels:
                 raise BadInputError(
-                    f"{prepare.dataset.root}: expected scans of one number of channels, got {items[-1].facts.shape} of "
-                    f"{case.case} and {items[0].facts.shape} for {items[0].case}. Keep them in banks of their own."
+                    f"{name}: expected labels of one number of channels, got {item.label_channels} of {case.case} and "
+                    f"{items[0].label_channels} of {items[0].case}. Make them alike in preprocess=."
                 )
         index = json.dumps([asdict(item) for item in items]).encode()
         file.write(index + len(index).to_bytes(_TAIL, "little"))
@@ -214,7 +227,7 @@ def _pack_one(file: BinaryIO, case: Case, record: SampleRecord, prepare: Prepare
     facts = measure(image.array, image.affine)
     if not stored.grid.known:
         facts = replace(facts, spacing=None, orientation=None)
-    channels = 0 if label is None else label_channels(label.array, image.array)
+    channels = 0 if label is None else label_channels(label.array.shape, image.array.shape)
     root = prepare.dataset.root
     return BankItem(
         case=case.case,
@@ -234,8 +247,20 @@ def _pack_one(file: BinaryIO, case: Case, record: SampleRecord, prepare: Prepare
 def _write(file: BinaryIO, carried: Carried) -> Packed:
     file.write(bytes(-file.tell() % 8))  # numpy wants aligned addresses
     array = _smallest(carried.array)
-    affine = None if carried.affine is None else carried.affine.astype(float).tolist()
-    packed = Packed(file.tell(), array.shape, array.dtype.name, affine, carried.space)
+    affine, original = (
+        None if each is None else each.astype(float).tolist() for each in (carried.affine, carried.original_affine)
+    )
+    packed = Packed(
+        offset=file.tell(),
+        shape=array.shape,
+        dtype=array.dtype.name,
+        low=float(array.min()),
+        high=float(array.max()),
+        affine=affine,
+        space=carried.space,
+        original_affine=original,
+        spatial_shape=carried.spatial_shape,
+    )
     file.write(np.ascontiguousarray(array).tobytes())
     return packed
 
@@ -275,4 +300,7 @@ def _item(values: dict[str, Any]) -> BankItem:
 
 
 def _packed(values: dict[str, Any] | None) -> Any:
-    return None if values is None else Packed(**{**values, "shape": tuple(values["shape"])})
+    if values is None:
+        return None
+    shapes = {key: values[key] and tuple(values[key]) for key in ("shape", "spatial_shape")}
+    return Packed(**{**values, **shapes})

@@ -176,5 +176,20 @@ def give_back(made: torch.Tensor, like: Any, config: GeneratorConfig, scaled_win
         low, high = scaled_window
         window = config.normalization
         made = (made.double() - window.low) / (window.high - window.low) * (high - low) + low
-        made = made.round() if is_whole(like) else made
-    return convert_to_dst_type(made, like)[0]
+    return cast_like(made, like)
+
+
+def cast_like(values: torch.Tensor, like: Any) -> Any:
+    """Intensities in the kind of a scan, to the nearest that it can hold.
+
+    Args:
+        values: ``(C, H, W[, D])`` in the units of the scan.
+        like: The scan: tensor, MetaTensor or array.
+
+    Returns:
+        The values in its kind and number type, with its affine and on its device.
+    """
+    if is_whole(like) and values.is_floating_point():
+        limits = torch.iinfo(like.dtype) if isinstance(like, torch.Tensor) else np.iinfo(like.dtype)
+        values = values.round().clamp(limits.min, limits.max)
+    return convert_to_dst_type(values, like)[0]

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import os
+import re
 import warnings
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
-from monai.transforms import RandomizableTransform
-from torch.utils.data import get_worker_info
-
 from medgen.provenance import sha256_file
-from medgen.seeding import derive_seed
-from medgen.transforms.agreement import check_images, check_labels, has_contrast, label_channels, label_values, measure
+from medgen.transforms.agreement import (
+    check_classes,
+    check_intensities,
+    check_label_channels,
+    check_place,
+    has_contrast,
+    label_channels,
+    label_values,
+    measure,
+    measure_place,
+    reference,
+)
 from medgen.transforms.bank import SyntheticBank
-from medgen.transforms.carriers import is_whole, mark_real, unwrap, wrap_like
-from medgen.transforms.packing import Preprocess
+from medgen.transforms.carriers import (
+    is_whole,
+    limits,
+    mark_real,
+    read_affine,
+    read_dtype,
+    read_file,
+    read_shape,
+    unwrap,
+    wrap_like,
+)
+from medgen.transforms.packing import Packed, Preprocess
+from medgen.transforms.variation import check_prob
+from medgen.transforms.workers import SeededInWorkers
 from medgen.types import BadInputError
 
 Draw = Literal["any", "label", "class"]
 
+_PERSISTENT = " (MONAI's PersistentDataset does with track_meta=True, weights_only=False)"
 
-class RandSyntheticReplace(RandomizableTransform):
+
+class RandSyntheticReplace(SeededInWorkers):
     """Replace an image and its label map by a pair of a bank; array version of :class:`RandSyntheticReplaced`.
+
+    Its `last` holds the index of the bank's item that took the last place, or None where the pair stayed.
 
     Args:
         bank: Folder, or a bank.
         prob: Probability that a sample is replaced, in [0, 1].
         draw: As for :class:`RandSyntheticReplaced`.
         class_column: With ``draw="class"``, column of the bank's ``metadata.csv`` in place of the label map.
+        class_names: As for :class:`RandSyntheticReplaced`.
         labelled: Whether labels are replaced too; for a folder only, a bank knows.
         preprocess: As for :class:`~medgen.transforms.bank.SyntheticBank`; for a folder only.
         cache_dir: Likewise.
 
     Raises:
-        BadInputError: If the bank cannot be used, or lacks what `draw` needs.
+        BadInputError: If the bank cannot be used, has other classes, or lacks what `draw` needs.
     """
 
     def __init__(
@@ -49,57 +71,55 @@ class RandSyntheticReplace(RandomizableTransform):
         *,
         draw: Draw = "any",
         class_column: str | None = None,
+        class_names: Mapping[int, str] | None = None,
         labelled: bool = True,
         preprocess: Preprocess | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         if class_column is not None and draw != "class":
             raise BadInputError(f"class_column, class_key: expected draw='class' with it, got draw={draw!r}.")
-        if not 0 <= prob <= 1:
-            raise BadInputError(f"prob: expected a probability from 0 to 1, got {prob}.")
         if draw not in get_args(Draw):
             raise BadInputError(f"draw: expected one of {', '.join(get_args(Draw))}, got {draw!r}.")
-        RandomizableTransform.__init__(self, prob)
+        check_prob(prob)
+        super().__init__(prob)
         if not isinstance(bank, SyntheticBank):
             label_key = "label" if labelled else None
             bank = SyntheticBank(bank, label_key=label_key, preprocess=preprocess, cache_dir=cache_dir)
         elif preprocess is not None or cache_dir is not None:
             raise BadInputError("preprocess, cache_dir: expected them where the bank is made, got a bank that is made.")
-        self.bank, self.draw, self.class_column = bank, draw, class_column
+        self.bank, self.matched_by, self.class_column = bank, draw, class_column
+        if class_names is not None:
+            self._check_class_names(class_names)
         self._index = self._group()
-        self._item: int | None = None
+        self._common = reference([item.facts for item in bank.items])
+        self._numbers = {
+            what: _numbers([packed for item in bank.items if (packed := getattr(item, part)) is not None])
+            for what, part in (("images", "image"), ("labels", "label"))
+        }
+        self.last: int | None = None
         self._is_checked = self._has_warned = False
-        self._seeded_by = os.getpid()
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandSyntheticReplace:
-        """Seed the draws.
+    def randomize(self, data: Callable[[], Sequence[int]] | None = None) -> None:
+        """Draw whether to replace, and by what, into `last`.
 
         Args:
-            seed: Of a new stream.
-            state: A stream to share.
-
-        Returns:
-            The transform.
+            data: As for :meth:`draw`.
         """
-        super().set_random_state(seed, state)
-        self._seeded_by = os.getpid()
-        return self
+        self.last = self.draw(data)
 
-    def randomize(self, data: Sequence[int] | None = None) -> None:
+    def draw(self, candidates: Callable[[], Sequence[int]] | None = None) -> int | None:
         """Draw whether to replace, and by what.
 
         Args:
-            data: Items of the bank that may be drawn; by default all.
+            candidates: Finds the items of the bank that may be drawn, asked only where one is; by default all may.
+
+        Returns:
+            Index of the item; None to leave the pair.
         """
-        worker = get_worker_info()
-        if worker is not None and self._seeded_by != os.getpid():
-            # A loader that is not MONAI's seeds torch alone, and all workers would draw the same.
-            self.set_random_state(derive_seed(worker.seed, type(self).__name__) % 2**32)
-        super().randomize(None)
-        among = range(len(self.bank)) if data is None else data
-        self._item = among[self.R.randint(len(among))] if self._do_transform and len(among) else None
+        if self.R.rand() >= self.prob:
+            return None
+        among = range(len(self.bank)) if candidates is None else candidates()
+        return int(among[self.R.randint(len(among))]) if len(among) else None
 
     def __call__(self, image: Any, label: Any = None, image_class: object = None, randomize: bool = True) -> Any:
         """Replace a pair, or not.
@@ -123,11 +143,14 @@ class RandSyntheticReplace(RandomizableTransform):
                 f"{'none' if label is None else 'one'}. Replace pairs with their labels, or make the bank with "
                 "label_key=None."
             )
+        self._check(image, label)
         if not self._is_checked:
-            self._is_checked = self._check(image, label)
+            self._is_checked = self._check_contents(image, label)
         if randomize:
-            self.randomize(self._candidates(image, label, image_class))
-        drawn = self._item
+            # Threads of a loader share this transform, so what one draws is not read from it again.
+            self.last = drawn = self.draw(partial(self._candidates, image, label, image_class))
+        else:
+            drawn = self.last
         if drawn is None:
             new_image, new_label = mark_real(image), None if label is None else mark_real(label)
         else:
@@ -136,30 +159,43 @@ class RandSyntheticReplace(RandomizableTransform):
             new_label = None if made_label is None else wrap_like(label, made_label)
         return new_image if label is None else (new_image, new_label)
 
+    def _check_class_names(self, class_names: Mapping[int, str]) -> None:
+        declared = self.bank.class_names
+        if self.bank.keys[1] is None:
+            raise BadInputError(f"class_names: expected none for a bank without labels, got {_classes(class_names)}.")
+        shared = class_names.keys() & declared.keys()
+        # A folder that declares no names gets these (medgen.data.survey), which name nothing.
+        named = [value for value in shared if f"class_{value}" not in (class_names[value], declared[value])]
+        if class_names.keys() != declared.keys() or any(class_names[value] != declared[value] for value in named):
+            raise BadInputError(
+                f"{self.bank.folder}: expected a bank of the classes {_classes(class_names)} (class_names), got one of "
+                f"{_classes(declared)}. Make a bank with the classes of these scans, or name equal classes alike."
+            )
+
     def _group(self) -> dict[Hashable, list[int]]:
         """Items of the bank by what samples are matched with."""
         groups: dict[Hashable, list[int]] = defaultdict(list)
-        if self.draw == "any":
+        if self.matched_by == "any":
             return groups
         if self.class_column is None and self.bank.keys[1] is None:
             raise BadInputError(
-                f"{self.bank.folder}: expected labels to draw by {self.draw}, got a bank without. Name the column of "
-                "its metadata.csv that holds the class of each scan (class_key=), or use draw='any'."
+                f"{self.bank.folder}: expected labels to draw by {self.matched_by}, got a bank without. Name the "
+                "column of its metadata.csv that holds the class of each scan (class_key=), or use draw='any'."
             )
         for number, item in enumerate(self.bank.items):
             key: Hashable = item.classes
-            if self.draw == "label":
+            if self.matched_by == "label":
                 key = PurePosixPath(item.made_from).name
             elif self.class_column is not None:
-                key = item.columns.get(self.class_column, "")
+                key = _one_class(item.columns.get(self.class_column, ""))
             groups[key].append(number)
         empty = groups.pop("", [])
-        if self.draw == "label" and not groups:
+        if self.matched_by == "label" and not groups:
             raise BadInputError(
                 f"{self.bank.folder}: expected scans made from label maps of real cases, got none whose record names "
                 "one. Make the bank with --labels FOLDER, or use draw='any' or draw='class'."
             )
-        if self.draw == "class" and empty:
+        if self.matched_by == "class" and empty:
             raise BadInputError(
                 f"{self.bank.folder}: expected a class of every scan in column {self.class_column!r} of metadata.csv, "
                 f"got none for {self.bank.items[empty[0]].case} ({len(empty)} such). Fill it in, or name another "
@@ -167,25 +203,25 @@ class RandSyntheticReplace(RandomizableTransform):
             )
         return groups
 
-    def _candidates(self, image: Any, label: Any, image_class: object) -> Sequence[int] | None:
-        """Items that may stand for a sample; None for all of them."""
-        if self.draw == "any":
-            return None
-        if self.draw == "label":
-            shown, found = self._made_from(unwrap(label, "label").file)
+    def _candidates(self, image: Any, label: Any, image_class: object) -> Sequence[int]:
+        """Items that may stand for a sample."""
+        if self.matched_by == "any":
+            return range(len(self.bank))
+        if self.matched_by == "label":
+            shown, found = self._made_from(read_file(label))
         elif self.class_column is None:
-            pixels, array = unwrap(image, "image").array, unwrap(label, "label").array
-            classes = label_values(array, label_channels(array, pixels))
+            array = unwrap(label, "label").array
+            classes = label_values(array, label_channels(array.shape, read_shape(image, "image")))
             shown, found = f"classes {', '.join(map(str, classes))}", self._index.get(classes, [])
         else:
             if image_class is None:
                 raise BadInputError(f"{self.class_column}: expected the class of the sample, got none. Give it.")
-            value = image_class.item() if isinstance(image_class, torch.Tensor | np.generic) else image_class
-            shown, found = f"class {value}", self._index.get(str(value), [])
+            value = _one_class(image_class)
+            shown, found = f"class {value}", self._index.get(value, [])
         if not found and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"{self.bank.folder} has no scan for {shown}: such samples are never replaced (told once)", stacklevel=4
+                f"{self.bank.folder} has no scan for {shown}: such samples are never replaced (told once)", stacklevel=5
             )
         return found
 
@@ -209,36 +245,73 @@ class RandSyntheticReplace(RandomizableTransform):
             )
         return f"label map {path.name}", found
 
-    def _check(self, image: Any, label: Any) -> bool:
-        """Hold the first sample with contrast to the bank; false where it has none."""
-        name, items = f"{self.bank.folder}", self.bank.items
-        scan = unwrap(image, "image")
-        facts = measure(scan.array, scan.affine)
-        own = self.bank[0][0]
-        if scan.affine is None and not self.bank.preprocessed:
+    def _check(self, image: Any, label: Any) -> None:
+        """Hold a sample to the bank, without a look at its voxels."""
+        name = f"{self.bank.folder}"
+        shape, affine, own = read_shape(image, "image"), read_affine(image), self.bank.items[0].image.affine
+        if affine is None and not self.bank.preprocessed:
             raise BadInputError(
                 f"{name}: expected images that carry their affine, got {type(image).__name__}, which cannot tell the "
-                "order of its axes or its voxel size. Give preprocess= the function that loads the real files."
+                "order of its axes or its voxel size. Give preprocess= the function that loads the real files, or keep "
+                f"the metadata{_PERSISTENT}."
             )
-        if (scan.affine is None) != (own.affine is None):
+        if (affine is None) != (own is None):
             raise BadInputError(
-                f"{name}: expected images {'without' if own.affine is None else 'with'} an affine as preprocess makes "
-                f"them, got {type(image).__name__}. Give preprocess= all that comes before this transform."
+                f"{name}: expected images {'without' if own is None else 'with'} an affine as preprocess makes them, "
+                f"got {type(image).__name__}. Give preprocess= all that comes before this transform, or keep the "
+                f"metadata{_PERSISTENT}."
             )
-        if is_whole(image) and own.array.dtype == np.float32:
+        check_place(measure_place(shape, affine), self._common, name)
+        self._check_numbers(image, "images")
+        if label is not None:
+            channels = label_channels(read_shape(label, "label"), shape)
+            check_label_channels(channels, self.bank.items[0].label_channels, name)
+            self._check_numbers(label, "labels")
+
+    def _check_numbers(self, value: Any, what: str) -> None:
+        """Refuse a type that would cut or wrap the numbers of the bank."""
+        are_whole, low, high = self._numbers[what]
+        if is_whole(value) and not are_whole:
             raise BadInputError(
-                f"{name}: expected images of a floating type as in the bank, got whole numbers. Give preprocess= the "
-                "transforms that come before this one in the pipeline, from the loading of files on."
+                f"{self.bank.folder}: expected {what} of a floating type as in the bank, got whole numbers. Give "
+                "preprocess= the transforms that come before this one in the pipeline, from the loading of files on."
             )
+        least, most = limits(value)
+        if low < least or high > most:
+            raise BadInputError(
+                f"{self.bank.folder}: expected {what} of a type that holds the {low:g} to {high:g} of the bank, got "
+                f"{read_dtype(value)}, which ends at {least:g} and {most:g}. Give preprocess= the transforms that come "
+                "before this one in the pipeline, from the loading of files on, or cast samples to a wider type."
+            )
+
+    def _check_contents(self, image: Any, label: Any) -> bool:
+        """Hold the first sample with contrast to the bank; false where it has none."""
+        name, items = f"{self.bank.folder}", self.bank.items
+        facts = measure(unwrap(image, "image").array, None)
         if not has_contrast(facts):
             return False
-        check_images(facts, [item.facts for item in items], name)
+        check_intensities(facts, [item.facts for item in items], name)
         if label is not None:
             array = unwrap(label, "label").array
-            channels = label_channels(array, scan.array)
             known = {*self.bank.class_names, *(value for item in items for value in item.classes)}
-            check_labels(channels, set(label_values(array, channels)), items[0].label_channels, known, name)
+            check_classes(set(label_values(array, items[0].label_channels)), known, name)
         return True
+
+
+def _one_class(value: object) -> str:
+    """A class of a whole image in words; 1, 1.0, tensor(1.) and "1.0" are one class."""
+    value = value.item() if hasattr(value, "item") else value
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value))
+
+
+def _numbers(packed: Sequence[Packed]) -> tuple[bool, float, float]:
+    """Whether all numbers are whole, the lowest and the highest."""
+    low, high = min((each.low for each in packed), default=0), max((each.high for each in packed), default=0)
+    return all(each.dtype != "float32" for each in packed), low, high
+
+
+def _classes(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{value} ({name})" for value, name in names.items())
 
 
 @cache

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ from medgen.types import BadInputError, Grid
 # label holds (vessels, trabeculae, neighboring organs) is redrawn or lost. The borders of the labels stay in between.
 STRENGTH = (0.3, 0.6)
 MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Noising:
+    """What a variation draws.
+
+    Attributes:
+        strength: Share in (0, 1] of the noise process.
+        seed: Of the noise.
+    """
+
+    strength: float
+    seed: int
 
 
 class Variation:
@@ -111,6 +125,40 @@ class Variation:
         """
         return float(state.uniform(*self.strength))
 
+    def draw(self, state: np.random.RandomState) -> Noising:
+        """What one scan needs.
+
+        Args:
+            state: Of the transform.
+
+        Returns:
+            A strength and a seed.
+        """
+        return Noising(self.draw_strength(state), draw_seed(state))
+
+    def make_one(
+        self, image: Any, label: Any, drawn: Noising, text: str | None, attributes: Mapping[str, str] | None
+    ) -> Any:
+        """Make a variation.
+
+        Args:
+            image: As for :meth:`make`, like all others.
+            label: Its label.
+            drawn: Strength and seed.
+            text: What it shows.
+            attributes: Facts about it.
+
+        Returns:
+            The variation.
+
+        Raises:
+            BadInputError: If something does not fit the model.
+        """
+        made = self.make(
+            [image], [label], strength=drawn.strength, seeds=[drawn.seed], texts=[text], attributes=[attributes or {}]
+        )
+        return made[0]
+
     def make(
         self,
         images: Sequence[Any],
@@ -181,6 +229,12 @@ class Conditions:
         self.label_key = label_key
         self.text_key = text_key
         self.attribute_keys = dict(attribute_keys or {})
+
+    @property
+    def keys(self) -> list[Hashable]:
+        """All keys that are read."""
+        named = [self.label_key, self.text_key, *self.attribute_keys.values()]
+        return [key for key in named if key is not None]
 
     def check(self, data: Mapping[Hashable, Any]) -> None:
         """Refuse a sample that lacks one.

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from medgen.transforms.mix_bases import OnImage, SampleMix, SampleMixd
+from medgen.transforms.inner import OnImage
+from medgen.transforms.mix_bases import SampleMix, SampleMixd
 from medgen.transforms.mixing import inside, tensor
 from medgen.types import BadInputError, Shape
 
@@ -61,20 +62,12 @@ class RandYOCOd(SampleMixd):
         self.transform = transform
         self.last: Cut | None = None
 
-    def randomize(self, data: Shape) -> None:
-        """Draw the parameters of a call into `last`.
-
-        Args:
-            data: ``(*spatial)``, the shape of the scan.
-
-        Raises:
-            BadInputError: If an axis has only one voxel.
-        """
-        if min(data) < 2:
-            raise BadInputError(f"expected at least 2 voxels along each axis to cut them in two, got shape {data}")
+    def _draw(self, size: Shape) -> Cut:
+        if min(size) < 2:
+            raise BadInputError(f"expected at least 2 voxels along each axis to cut them in two, got shape {size}")
         cut = self.R.random_sample() < self.prob
-        axis = int(self.R.randint(len(data)))
-        self.last = Cut(tuple(data), axis if cut else None, (self._seed(), self._seed()))
+        axis = int(self.R.randint(len(size)))
+        return Cut(size, axis if cut else None, (self._seed(), self._seed()))
 
     def _mix(self, data: Mapping[str, Any], parts: dict[str, Any], record: Cut) -> dict[str, Tensor]:
         result = {key: tensor(value).clone() for key, value in parts.items()}
@@ -94,7 +87,7 @@ def _copied(value: Any) -> Any:
 
 
 class RandYOCO(SampleMix):
-    """YOCO of an image given as an array; see :class:`RandYOCOd`. Its class, if it has one, stays as it is.
+    """YOCO of an image given as an array; see :class:`RandYOCOd`, and of its label map if given.
 
     Args:
         transform: Array transform that keeps the shape of a half.
@@ -105,7 +98,7 @@ class RandYOCO(SampleMix):
     """
 
     def __init__(self, transform: Callable[[Any], Any], prob: float = 1.0) -> None:
-        super().__init__(RandYOCOd("image", OnImage(transform), prob=prob))
+        super().__init__(RandYOCOd("image", OnImage(transform), "label", prob), [transform])
 
 
 RandYOCOD = RandYOCODict = RandYOCOd

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import (
+    AsDiscreted,
     Compose,
     CropForegroundd,
     EnsureChannelFirstd,
@@ -24,6 +25,7 @@ from monai.transforms import (
 )
 from PIL import Image
 
+from medgen.provenance import sha256_file
 from medgen.transforms import SyntheticBank
 from medgen.types import BadInputError
 
@@ -143,8 +145,6 @@ def test_a_cached_file_is_used_again_only_for_the_same_scans_and_transforms(make
 
 
 def test_classes_that_a_label_shows_are_known_also_where_it_is_one_hot(make_bank, tmp_path):
-    from monai.transforms import AsDiscreted
-
     folder = make_bank(tmp_path / "bank", classes=[(1,), (1, 2)])
     for prepare in ([load()], [load(), AsDiscreted("label", to_onehot=3)]):
         bank = SyntheticBank(folder, preprocess=prepare)
@@ -222,6 +222,50 @@ def test_scans_of_several_channel_counts_are_refused(make_bank, tmp_path):
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(BadInputError, match=r"synthetic_00003_0000.nii.gz: expected 2 channel\(s\).*got 1"):
         SyntheticBank(folder)
+
+
+def _store_anew(folder: Path, indices: tuple[int, ...], affine: np.ndarray, *, turned: bool) -> None:
+    """Some scans with another affine, turned about to show the same in space, as other software stores them."""
+    lines = [json.loads(line) for line in _lines(folder)]
+    for index in indices:
+        for name in lines[index]["files"]:
+            voxels = np.asarray(nib.load(folder / name).dataobj)
+            nib.save(nib.Nifti1Image(voxels[::-1].copy() if turned else voxels, affine), folder / name)
+            lines[index]["files"][name] = sha256_file(folder / name)
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_scans_of_several_orientations_are_refused_unless_made_alike(make_bank, tmp_path):
+    folder = make_bank(tmp_path / "bank")
+    expected = [image.array.copy() for image, _ in SyntheticBank(folder)]
+    mirrored = np.diag([-1.0, 1.0, 1.0, 1.0])
+    mirrored[0, 3] = 8
+    _store_anew(folder, (1, 3), mirrored, turned=True)
+    with pytest.raises(BadInputError, match=r"one orientation, got LAS of synthetic_00001 and RAS .*Orientationd"):
+        SyntheticBank(folder)
+    bank = SyntheticBank(folder, preprocess=[load(), Orientationd(KEYS, "RAS", labels=None)])
+    for (image, _), array in zip(bank, expected, strict=True):
+        np.testing.assert_array_equal(image.array, array)
+
+
+def test_scans_of_several_voxel_sizes_are_refused_unless_made_alike(make_bank, tmp_path):
+    folder = make_bank(tmp_path / "bank")
+    _store_anew(folder, (1,), np.diag([1.05, 1.0, 1.0, 1.0]), turned=False)
+    assert len(SyntheticBank(folder)) == 4
+    _store_anew(folder, (2,), np.diag([1.0, 1.0, 3.0, 1.0]), turned=False)
+    with pytest.raises(BadInputError, match=r"one voxel size, got 1 x 1 x 3 mm of synthetic_00002 and .*Spacingd"):
+        SyntheticBank(folder)
+    spacing = Spacingd(KEYS, (2.0, 2.0, 2.0), mode=("bilinear", "nearest"))
+    assert len(SyntheticBank(folder, preprocess=[load(), spacing])) == 4
+
+
+def test_labels_of_several_channel_counts_are_refused(make_bank, tmp_path):
+    def some_one_hot(data):
+        made = load()(data)
+        return AsDiscreted("label", to_onehot=3)(made) if "00002" in data["label"] else made
+
+    with pytest.raises(BadInputError, match="labels of one number of channels, got 3 of synthetic_00002 and 1 of"):
+        SyntheticBank(make_bank(tmp_path / "bank"), preprocess=some_one_hot)
 
 
 def test_a_bank_without_labels_is_for_images_alone(make_bank, tmp_path):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.transforms import AdjustContrast, Compose, RandRicianNoise
+from monai.transforms import AdjustContrast, Compose, RandRicianNoise, Transform
 from scipy import ndimage
 from skimage.data import camera, immunohistochemistry, shepp_logan_phantom
 from skimage.transform import resize
 
-from medgen.transforms.corruption import Corruption, RandCorruption, RandCorruptiond, families
+from medgen.transforms.corruption import Corruption, Corruptiond, RandCorruption, RandCorruptiond, families
 from medgen.types import BadInputError
 
 MODALITIES = ("mri", "ct", "xray", "ultrasound", "oct", "histology", "microscopy")
@@ -86,6 +86,22 @@ def test_blur_follows_the_voxels_of_a_metatensor() -> None:
     assert np.abs(Corruption("blur", 5)(image).numpy() - expected).max() > 0.05
 
 
+@pytest.mark.parametrize("name", ["low_dose", "compression"])
+def test_slices_lie_across_the_body_however_the_axes_are_stored(name: str) -> None:
+    """A volume that stores its superior-inferior axis first is the same volume."""
+    flat = scan("ct")[0, ::2, ::2]
+    volume = torch.stack([flat * factor for factor in (0.7, 0.8, 0.9, 1.0, 1.1)], dim=-1)[None]
+    affine = np.diag([0.8, 0.8, 2.5, 1.0])
+    corruption = Corruption(name, 3, "ct", seed=1)
+    upright = corruption(MetaTensor(volume, affine=affine))
+    for space in ("RAS", "LPS"):
+        stored = MetaTensor(volume.permute(0, 3, 1, 2), affine=affine[:, [2, 0, 1, 3]], meta={"space": space})
+        assert torch.equal(corruption(stored).as_tensor().permute(0, 2, 3, 1), upright.as_tensor())
+    assert torch.equal(corruption(volume), upright.as_tensor())
+    # Nothing tells a plain tensor's axes apart: the last is taken.
+    assert not torch.allclose(corruption(volume.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), upright.as_tensor())
+
+
 def test_arrays_give_arrays_and_integers_give_floats() -> None:
     image = scan("xray").numpy()
     after = Corruption("blur", 2, "xray")(image[:, ::-1])
@@ -130,6 +146,11 @@ def test_what_does_not_exist_is_refused() -> None:
         Corruption("motion", 6)
     with pytest.raises(BadInputError, match="at least one family"):
         RandCorruption(names=())
+    for prob in (-0.1, 1.5):
+        with pytest.raises(BadInputError, match=rf"prob: expected a chance in \[0, 1\], got {prob}"):
+            RandCorruption(prob=prob)
+        with pytest.raises(BadInputError, match="prob: expected a chance in"):
+            RandCorruptiond("image", prob=prob)
 
 
 def test_scans_that_cannot_be_corrupted_are_refused() -> None:
@@ -177,6 +198,50 @@ def test_all_keys_get_the_same_corruption_and_labels_none() -> None:
     assert sample["label"] is label
     again = transform.set_random_state(seed=3)({"t1": image, "t2": image.clone(), "label": label})
     assert torch.equal(sample["t1"], again["t1"])
+
+
+def test_a_corruption_is_a_transform_of_monai_with_a_version_for_dictionaries() -> None:
+    image = scan("mri")
+    corruption = Corruption("ghosting", 4, seed=2)
+    assert isinstance(corruption, Transform)
+    made = Compose([Corruptiond(["t1", "t2"], "ghosting", 4, seed=2)])({"t1": image, "t2": image, "label": image})
+    assert torch.equal(made["t1"], Compose([corruption])(image)) and torch.equal(made["t2"], made["t1"])
+    assert made["label"] is image
+    with pytest.raises(BadInputError, match="corruption of mri: expected one of"):
+        Corruptiond("t1", "stain")
+
+
+def test_the_last_draw_of_a_sample_is_replayed() -> None:
+    transform = RandCorruptiond("image", names=["motion"], prob=1.0).set_random_state(seed=0)
+    first = transform({"image": scan("mri")})["image"]
+    assert torch.equal(transform({"image": scan("mri")}, randomize=False)["image"], first)
+    assert not torch.equal(transform({"image": scan("mri")})["image"], first)
+    transform.last = None
+    image = scan("mri")
+    assert transform({"image": image}, randomize=False)["image"] is image
+
+
+class Plain(torch.utils.data.Dataset):
+    """A data set that knows nothing of MONAI's seeds."""
+
+    def __init__(self, transform: RandCorruptiond) -> None:
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform({"image": scan("mri")})["image"].sum()
+
+
+def test_workers_of_a_plain_loader_draw_apart_in_each_epoch() -> None:
+    data = Plain(RandCorruptiond("image", names=["noise"], prob=1.0).set_random_state(seed=0))
+    loader = torch.utils.data.DataLoader(data, batch_size=1, num_workers=2, multiprocessing_context="fork")
+    torch.manual_seed(0)
+    epochs = [[float(batch) for batch in loader] for _ in range(2)]
+    assert len({*epochs[0], *epochs[1]}) == 16
+    torch.manual_seed(0)
+    assert [float(batch) for batch in loader] == epochs[0]
 
 
 def test_workers_draw_anew_and_alike_in_each_run() -> None:

@@ -201,6 +201,17 @@ def test_noise_of_a_lower_dose_grows_as_theory_says_and_lies_where_rays_are_long
     assert change[:, :, :12, 0].std() > 1.5 * change[:, :, 20:, 0].std()
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_slices_lie_across_the_axis_that_is_named(axis: int) -> None:
+    last = torch.rand(1, 20, 18, 4, generator=torch.Generator().manual_seed(0))
+    turned = last.movedim(-1, axis % 3 + 1)
+    for change in (
+        lambda signal, axis: projection.low_dose(signal, 0.2, generator(), axis),
+        lambda signal, axis: picture.compression(signal, 20, color=False, axis=axis),
+    ):
+        torch.testing.assert_close(change(turned, axis).movedim(axis % 3 + 1, -1), change(last, -1))
+
+
 def test_stain_moves_the_densities_of_scikit_image_and_is_reversible() -> None:
     rng = generator(1)
     colors = torch.from_numpy(np.stack([rng.uniform(0.5, 0.9, (6, 6)) for _ in range(3)])).float()

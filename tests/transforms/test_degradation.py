@@ -7,10 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchio as tio
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, Transform
 
-from medgen.transforms.degradation import LowDose, LowResolution, RandLowDosed, RandLowResolutiond
+from medgen.transforms.degradation import (
+    LowDose,
+    LowDosed,
+    LowResolution,
+    LowResolutiond,
+    RandLowDose,
+    RandLowDosed,
+    RandLowResolution,
+    RandLowResolutiond,
+)
 from medgen.types import BadInputError
 
 
@@ -55,6 +65,48 @@ def test_only_the_named_axis_loses_detail() -> None:
     assert float(LowResolution(4, 0)(stripes)[:, 6:18].std()) < 0.05
 
 
+@pytest.mark.parametrize(
+    ("spacing", "order", "expected"),
+    [
+        ((0.7, 0.7, 5.0), (0, 1, 2), 2),  # slices are thick, wherever they are stored
+        ((0.7, 0.7, 5.0), (2, 0, 1), 0),
+        ((4.0, 0.9, 0.9), (0, 1, 2), 0),  # sagittal
+        ((4.0, 0.9, 0.9), (1, 0, 2), 1),
+        ((1.0, 1.0, 1.0), (0, 1, 2), 2),  # superior-inferior among equals
+        ((1.0, 1.0, 1.0), (2, 1, 0), 0),
+        ((0.98, 0.98, 0.5), (0, 2, 1), 1),  # thin slices of CT
+    ],
+)
+def test_the_axis_of_the_slices_is_read_from_the_affine(spacing, order, expected) -> None:
+    affine = np.diag([*spacing, 1.0])[:, [*order, 3]]
+    affine[:3, :2] *= -1  # the way that an axis leads does not matter
+    volume = torch.rand(1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    after, before = LowResolution(4)(MetaTensor(volume, affine=affine)), LowResolution(4, expected)(volume)
+    assert torch.equal(after.as_tensor(), before)
+
+
+def test_plain_volumes_are_lowered_along_the_last_axis_and_pictures_along_both() -> None:
+    volume = torch.rand(1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(LowResolution(4)(volume), LowResolution(4, -1)(volume))
+    stripes = torch.zeros(1, 24, 24)
+    stripes[:, ::2] = 1.0
+    for picture in (stripes, stripes.movedim(1, 2), MetaTensor(stripes, affine=np.diag([1.0, 2.0, 1.0, 1.0]))):
+        assert float(LowResolution(4)(picture)[:, 6:18, 6:18].std()) < 0.05
+        made = RandLowResolutiond("image", None, factor=(4, 4))({"image": picture})["image"]
+        assert torch.equal(made, LowResolution(4, None)(picture))
+    # TorchIO holds a picture as a volume of one slice.
+    held = LowResolution(4)(tio.ScalarImage(tensor=stripes[..., None]))
+    assert held.is_2d() and torch.equal(held.data[..., 0], LowResolution(4, None)(stripes))
+
+
+def test_slices_of_ct_lie_across_the_body_however_the_axes_are_stored() -> None:
+    volume = torch.rand(1, 20, 18, 5, generator=torch.Generator().manual_seed(0))
+    affine = np.diag([0.8, 0.8, 2.5, 1.0])
+    upright = LowDose(0.1)(MetaTensor(volume, affine=affine)).as_tensor()
+    stored = LowDose(0.1)(MetaTensor(volume.permute(0, 3, 1, 2), affine=affine[:, [2, 0, 1, 3]])).as_tensor()
+    assert torch.equal(stored.permute(0, 2, 3, 1), upright)
+
+
 def pair(affine: np.ndarray) -> dict[str, MetaTensor | torch.Tensor]:
     values = torch.rand(1, 20, 18, 16, generator=torch.Generator().manual_seed(0)) * 900 - 100
     return {"image": MetaTensor(values, affine=affine), "label": torch.ones(1, 20, 18, 16)}
@@ -84,6 +136,37 @@ def test_where_nothing_is_done_both_are_the_scan_but_not_one_tensor() -> None:
     sample = transform({"image": torch.rand(1, 8, 8)})
     assert torch.equal(sample["image"], sample["high"]) and sample["image"] is not sample["high"]
     assert transform.last is None
+
+
+@pytest.mark.parametrize(
+    ("array", "dictionary"),
+    [(RandLowResolution, RandLowResolutiond), (RandLowDose, RandLowDosed)],
+)
+def test_arrays_have_the_same_draws_and_a_record(array, dictionary) -> None:
+    image = pair(np.diag([0.8, 0.8, 2.0, 1.0]))["image"]
+    transform = array().set_random_state(seed=3)
+    after = transform(image)
+    assert isinstance(after, MetaTensor) and np.array_equal(after.affine, image.affine)
+    assert torch.equal(after, dictionary("image", None).set_random_state(seed=3)({"image": image})["image"])
+    assert torch.equal(after, transform.last(image)) and torch.equal(after, transform(image, randomize=False))
+    assert not torch.equal(after, transform(image))
+    assert array(prob=0.0)(image) is image
+
+
+@pytest.mark.parametrize(
+    ("single", "dictionary"),
+    [
+        (LowResolution(3.0), LowResolutiond("image", "high", 3.0)),
+        (LowDose(0.1, "xray", seed=5), LowDosed("image", "high", 0.1, "xray", seed=5)),
+    ],
+    ids=["resolution", "dose"],
+)
+def test_one_degradation_is_a_transform_of_monai_with_a_version_for_dictionaries(single, dictionary) -> None:
+    sample = pair(np.eye(4))
+    assert isinstance(single, Transform)
+    made = Compose([dictionary])(sample)
+    assert torch.equal(made["image"], Compose([single])(sample["image"]))
+    assert made["high"] is sample["image"] and made["label"] is sample["label"] and "high" not in sample
 
 
 def test_resolution_and_dose_one_after_the_other() -> None:
@@ -128,3 +211,11 @@ def test_bad_settings_are_refused() -> None:
         RandLowDosed("image", "image")
     with pytest.raises(BadInputError, match="target_key: expected one for each of"):
         RandLowDosed(["a", "b"], "high")
+    with pytest.raises(BadInputError, match="axis: expected 'slices', a number or None, got 'rows'"):
+        LowResolutiond("image", "high", 2, axis="rows")
+    for make in (RandLowResolution, RandLowDose):
+        with pytest.raises(BadInputError, match=r"prob: expected a chance in \[0, 1\], got 2"):
+            make(prob=2)
+    for make in (RandLowResolutiond, RandLowDosed):
+        with pytest.raises(BadInputError, match=r"prob: expected a chance in \[0, 1\], got -1"):
+            make("image", "high", prob=-1)

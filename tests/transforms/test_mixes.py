@@ -174,6 +174,24 @@ def test_copy_paste_swaps_a_box_so_that_doing_it_again_brings_everything_back(sh
         assert pairing == "random" or (row < 3) != (partner < 3)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_copy_paste_weighs_classes_by_the_voxels_that_it_swaps(shape):
+    image = marked(shape, 7)
+    classes = torch.arange(7) % K
+    mix = RandBidirectionalCopyPaste(K).set_random_state(2)
+    mixed, target = mix(image, classes)
+    for row, partner in enumerate(mix.last.partner):
+        wanted = torch.zeros(K)
+        for sample in {row, partner}:
+            wanted[classes[sample]] += (mixed[row] == sample).sum() / mixed[row].numel()
+        torch.testing.assert_close(target[row], wanted)
+    assert sum(row == partner for row, partner in enumerate(mix.last.partner)) == 1
+    hot = mix(image, one_hot(classes), randomize=False)[1]
+    assert torch.equal(hot, target) and target.dtype == torch.float32
+    with pytest.raises(BadInputError, match="expected num_classes"):
+        RandBidirectionalCopyPaste()(image, classes)
+
+
 def test_copy_paste_leaves_one_scan_of_an_odd_batch():
     data = batch((8, 8), 5)
     mix = RandBidirectionalCopyPasted("image", "label").set_random_state(0)
@@ -283,8 +301,6 @@ def test_bad_arguments_are_refused(build, message):
         ("mixup", lambda d: d | {"image": d["image"][0]}, r"expected 'image' of shape \(B, C, H, W\[, D\]\)"),
         ("mixup", lambda d: d | {"image": d["image"].numpy()}, "use the mix after the DataLoader"),
         ("mixup", lambda d: {"image": d["image"]}, r"expected the label 'label', got only \['image'\]"),
-        ("copy_paste", lambda d: d | {"label": torch.zeros(6)}, "for classes use RandCutMixd"),
-        ("snapmix", lambda d: d, "for label maps use RandCutMixd"),
         ("snapmix", lambda d: d | {"label": torch.full((6, K), 0.25)}, "one class for each sample, got soft"),
     ],
 )

@@ -29,6 +29,7 @@ from scipy import stats
 from medgen.transforms.augmix import RandAugMix, RandAugMixd
 from medgen.transforms.corruption import RandCorruption
 from medgen.transforms.cropmix import RandCropMix, RandCropMixd
+from medgen.transforms.inner import OnImage
 from medgen.transforms.mixing import inside
 from medgen.transforms.yoco import RandYOCO, RandYOCOd
 from medgen.types import BadInputError
@@ -226,6 +227,36 @@ def test_array_versions_keep_type_shape_and_affine(name, kind):
     assert np.array_equal(np.asarray(again(given, randomize=False)), np.asarray(result))
 
 
+@pytest.mark.parametrize("name", ARRAYS)
+def test_array_versions_give_the_label_that_belongs_to_the_image(name):
+    data = sample((8, 9, 7))
+    more = {"num_classes": K} if name == "cropmix" else {}
+    mix = ARRAYS[name](**more).set_random_state(5)
+    image, label = mix(data["image"], data["label"])
+    alone = mix(data["image"], randomize=False)
+    assert torch.equal(image, alone)
+    if name == "cropmix":
+        inner = OnImage(noise())
+        expected = RandCropMixd("image", "label", K, transform=inner).set_random_state(5)(data)
+        assert torch.equal(label, expected["label"]) and torch.equal(image, expected["image"])
+        assert label.shape == (K, 8, 9, 7) and not torch.equal(label.argmax(0), data["label"][0])
+    else:
+        assert torch.equal(label, data["label"])
+
+
+@pytest.mark.parametrize(
+    "build", [RandYOCO, lambda inner: RandAugMix([inner]), lambda inner: RandCropMix(K, transform=inner)]
+)
+def test_array_versions_refuse_to_move_anatomy_away_from_its_label(build):
+    data = sample((8, 8))
+    for inner in (Flip(0), RandAffine(prob=1), Compose([noise(), Flip(0)]), torch.negative):
+        with pytest.raises(BadInputError, match=r"the anatomy where the label has it, got .*: use the dictionary"):
+            build(inner)(data["image"], data["label"])
+    with pytest.raises(TypeError, match="positional"):
+        build(noise())(data["image"], data["label"], False)
+    build(Flip(0))(data["image"])
+
+
 def test_what_the_inner_transform_traces_does_not_reach_the_sample():
     image, label = (MetaTensor(sample((8, 8))[key], affine=np.eye(4)) for key in KEYS)
     inner = RandFlipd(KEYS, prob=1, spatial_axis=0)
@@ -324,10 +355,10 @@ def test_augmix_takes_unknown_transforms_beside_a_label_only_when_told_that_they
             "broken numbers: give it mode='nearest' for the label",
         ),
         (RandYOCOd("image", RandRotate90d(KEYS, prob=1, max_k=1), "label"), {}, "of the inner transform to keep its"),
-        (RandYOCO(lambda image: image[:, 1:]).mixer, {}, "'image' of the inner transform to keep its shape"),
+        (RandYOCO(lambda image: image[:, 1:]).inner, {}, "'image' of the inner transform to keep its shape"),
         (RandYOCOd("image", lambda data: [data]), {}, "expected a dictionary from the inner transform, got type list"),
         (RandAugMixd("image", [Pad([(0, 0), (1, 1), (0, 0)])]), {}, "the image of Pad to keep its shape"),
-        (MIXES["yoco"](), {"label": torch.tensor(1)}, "leave label_key out for a class"),
+        (MIXES["yoco"](), {"label": torch.tensor(1)}, "leave the label out if it is a class"),
         (MIXES["augmix"](), {"label": torch.zeros(1, 8, 7)}, r"spatial shape \(8, 8\), got shape \(1, 8, 7\)"),
         (MIXES["cropmix"](), {"label": torch.full((1, 8, 8), K)}, r"expected classes in \[0, 4\), got 4 to 4"),
         (RandCropMixd("image", "label"), {}, "expected num_classes"),

@@ -64,6 +64,38 @@ def test_snapmix_with_a_constant_map_weighs_by_voxels_and_resizes_as_scikit_imag
         np.testing.assert_allclose(image[row], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_snapmix_pastes_label_maps_hard_at_the_size_of_the_box(shape):
+    label = torch.randint(0, K, (6, 1, *shape), generator=torch.Generator().manual_seed(1))
+    image = batch(shape)["image"]
+    mix = RandSnapMix(None, K).set_random_state(1)
+    mixed, target = mix(image, label)
+    assert target.dtype == label.dtype and not torch.equal(target, label)
+    for row, partner in enumerate(mix.last.partner):
+        box, source = mix.last.boxes[row], mix.last.sources[row]
+        nearest = [
+            np.floor((np.arange(stop - start) + 0.5) * (end - first) / (stop - start)).astype(int) + first
+            for (start, stop), (first, end) in zip(box, source, strict=True)
+        ]
+        expected = label[row].numpy().copy()
+        expected[inside(box)] = label[partner, 0].numpy()[np.ix_(*nearest)]
+        assert np.array_equal(target[row], expected)
+        share = math.prod(stop - start for start, stop in box) / math.prod(shape)
+        assert (mix.last.own[row], mix.last.other[row]) == pytest.approx((1 - share, share))
+    hot = torch.nn.functional.one_hot(label[:, 0], K).movedim(-1, 1).float()
+    assert torch.equal(mix(image, hot, randomize=False)[1].argmax(1, keepdim=True), target)
+    as_classes = RandSnapMix(flat_map, K).set_random_state(1)(image, torch.arange(6) % K)[0]
+    assert torch.equal(mixed, as_classes)  # the scans do not depend on the kind of label
+
+
+def test_labels_that_do_not_fit_are_refused():
+    data = batch((8, 8))
+    with pytest.raises(BadInputError, match="expected cam, which says where the class of a scan shows, got None"):
+        RandSnapMix(None, K)(data["image"], data["label"])
+    with pytest.raises(BadInputError, match=r"expected classes in \[0, 4\), got 4 to 4"):
+        RandSnapMix(None, K)(data["image"], torch.full((6, 1, 8, 8), K))
+
+
 def test_snapmix_draws_both_boxes_by_the_beta_distribution():
     mix = RandSnapMix(flat_map, 2, alpha=2.0).set_random_state(0)
     mix(torch.zeros(600, 1, 40, 40), torch.zeros(600, dtype=torch.int64))

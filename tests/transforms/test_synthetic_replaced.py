@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -7,17 +8,33 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, PersistentDataset, ThreadDataLoader
+import torchio as tio
+from monai.data import (
+    CacheDataset,
+    DataLoader,
+    Dataset,
+    MetaTensor,
+    PersistentDataset,
+    ThreadDataLoader,
+    list_data_collate,
+)
 from monai.transforms import Compose, EnsureTyped, Flipd, LoadImaged, Orientationd, ScaleIntensityd, Spacingd
 from monai.utils import set_determinism
 
 from medgen.transforms import (
+    Corruptiond,
+    LowDosed,
+    LowResolutiond,
+    RandCorruptiond,
+    RandLowDosed,
+    RandLowResolutiond,
     RandSyntheticReplace,
     RandSyntheticReplaceD,
     RandSyntheticReplaced,
     RandSyntheticReplaceDict,
     SyntheticBank,
 )
+from medgen.transforms.scans import affine_of
 from medgen.types import BadInputError
 
 KEYS = ("image", "label")
@@ -111,6 +128,25 @@ def test_a_meta_tensor_keeps_its_kind_and_tells_where_it_is_from(make_bank, samp
     assert torch.equal(stays["image"], samples[0]["image"])
 
 
+def test_what_replaces_a_scan_tells_of_its_file_as_a_loaded_one_does(bank, samples, make_bank, tmp_path):
+    made = RandSyntheticReplaced("image", "label", bank, prob=1.0)(samples[0])
+    for key in KEYS:
+        loaded = Compose(LOAD)({name: made[name].meta["filename_or_obj"] for name in KEYS})[key]
+        for fact in ("original_affine", "spatial_shape", "affine", "space", "filename_or_obj"):
+            np.testing.assert_array_equal(made[key].meta[fact], loaded.meta[fact])
+        # An identity that a file states is not one for want of an affine.
+        np.testing.assert_array_equal(affine_of(made[key]), np.eye(4))
+    batch = list_data_collate([made, samples[0]])
+    assert batch["image"].meta["original_affine"].shape == (2, 4, 4)
+    assert batch["image"].meta["spatial_shape"].tolist() == [[9, 8, 7]] * 2
+    prepare = [*LOAD, Orientationd(KEYS, "LPS", labels=None), SPACING]
+    turned = SyntheticBank(make_bank(tmp_path / "turned"), preprocess=prepare)
+    out = RandSyntheticReplaced("image", "label", turned, prob=1.0)(Compose(prepare[1:])(samples[0]))["image"]
+    np.testing.assert_array_equal(out.meta["original_affine"], np.eye(4))
+    np.testing.assert_array_equal(out.meta["spatial_shape"], (9, 8, 7))
+    assert tuple(out.shape[1:]) != (9, 8, 7)
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_arrays_and_tensors_give_their_own_kind_and_type(make_bank, samples, tmp_path, kind):
     def read(files):
@@ -154,8 +190,8 @@ def test_draws_come_from_its_own_stream_alone(bank, samples):
     set_determinism(None)
     replaced.set_random_state(6)
     assert draws() != first
-    image, label = replaced.replace(samples[0]["image"], samples[0]["label"])
-    again = replaced.replace(samples[0]["image"], samples[0]["label"], randomize=False)
+    image, label = replaced.inner(samples[0]["image"], samples[0]["label"])
+    again = replaced.inner(samples[0]["image"], samples[0]["label"], randomize=False)
     assert torch.equal(image, again[0])
     assert torch.equal(label, again[1])
 
@@ -164,7 +200,7 @@ def test_caches_stop_before_it(bank, real_files, tmp_path):
     train = Compose([*LOAD, RandSyntheticReplaced("image", "label", bank)])
     for dataset in (
         CacheDataset(real_files, train, num_workers=0, progress=False),
-        PersistentDataset(real_files, train, cache_dir=tmp_path / "cache"),
+        PersistentDataset(real_files, train, tmp_path / "cache", track_meta=True, weights_only=False),
     ):
         train.set_random_state(0)
         epochs = [[corner(dataset[index]["image"]) for index in range(len(dataset))] for _ in range(6)]
@@ -173,6 +209,16 @@ def test_caches_stop_before_it(bank, real_files, tmp_path):
             # Each case is now itself, now another, and comes back unharmed.
             assert any(value % 1 != REAL_PART for value in column)
             assert len({value for value in column if value % 1 == REAL_PART}) == 1
+
+
+def test_a_store_that_drops_affines_is_named(bank, real_files, tmp_path):
+    train = Compose([*LOAD, RandSyntheticReplaced("image", "label", bank)])
+    dataset = PersistentDataset(real_files, train, cache_dir=tmp_path / "cache")
+    dataset[0]
+    with pytest.raises(RuntimeError) as raised:
+        dataset[0]
+    expected = "expected images that carry their affine, got Tensor.*PersistentDataset does with track_meta=True"
+    assert re.search(expected, str(raised.value.__cause__))
 
 
 def test_a_loader_in_threads_gives_whole_pairs(bank, real_files):
@@ -244,11 +290,34 @@ def test_workers_of_a_plain_loader_draw_apart_and_by_the_seed_of_torch(bank, sam
     assert epoch(2) != first
 
 
+class Twice(torch.utils.data.Dataset):
+    """Two banks, one after the other; tells which pairs each of them gave."""
+
+    def __init__(self, sample, first, second):
+        self.sample, self.replaced = sample, (first, second)
+
+    def __len__(self):
+        return 120
+
+    def __getitem__(self, index):
+        drawn = [replaced(self.sample)["image"].meta["synthetic"] for replaced in self.replaced]
+        return torch.tensor([*drawn, all(drawn)])
+
+
+def test_two_banks_draw_apart_in_the_workers_of_a_plain_loader(make_bank, samples, tmp_path):
+    dataset = Twice(samples[0], *(RandSyntheticReplaced("image", "label", make_bank(tmp_path / name)) for name in "ab"))
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=20, num_workers=2, multiprocessing_context="fork")
+    first, second, both = torch.cat(list(loader)).double().mean(0).tolist()
+    # Four standard deviations of a share of 120 draws.
+    assert abs(first - 0.5) < 0.18 and abs(second - 0.5) < 0.18 and abs(both - 0.25) < 0.16
+
+
 def test_a_label_map_draws_only_what_was_made_from_it(make_bank, real_files, samples, tmp_path):
     sources = [Path(files["label"]) for files in real_files[:3]]
     folder = make_bank(tmp_path / "from", made_from=sources, count=7)
     replaced = RandSyntheticReplaced("image", "label", folder, prob=1.0, draw="label").set_random_state(0)
-    bank = replaced.replace.bank
+    bank = replaced.inner.bank
     for index in range(3):
         corners = {corner(image.array) for image, _ in list(bank)[index::3]}
         assert {corner(replaced(samples[index])["image"]) for _ in range(30)} == corners
@@ -265,7 +334,7 @@ def test_drawing_by_label_refuses_what_it_cannot_match(make_bank, bank, real_fil
     source = Path(real_files[0]["label"])
     folder = make_bank(tmp_path / "from", made_from=[source])
     nameless = {key: MetaTensor(samples[0][key].as_tensor(), affine=samples[0][key].affine) for key in KEYS}
-    replaced = RandSyntheticReplaced("image", "label", folder, draw="label")
+    replaced = RandSyntheticReplaced("image", "label", folder, prob=1.0, draw="label")
     with pytest.raises(BadInputError, match="expected labels that name the file they come from"):
         replaced(nameless)
     voxels = np.asarray(nib.load(source).dataobj).copy()
@@ -280,7 +349,7 @@ def test_drawing_by_label_refuses_what_it_cannot_match(make_bank, bank, real_fil
 def test_a_class_draws_only_scans_that_show_the_same_classes(make_bank, make_pair, samples, tmp_path):
     folder = make_bank(tmp_path / "classes", classes=[(1,), (1, 2)])
     replaced = RandSyntheticReplaced("image", "label", folder, prob=1.0, draw="class").set_random_state(0)
-    bank = list(replaced.replace.bank)
+    bank = list(replaced.inner.bank)
     for classes, own in (((1,), bank[0::2]), ((1, 2), bank[1::2])):
         image, label = make_pair(50, 3, 1, classes)
         sample = {"image": MetaTensor(image + REAL_PART), "label": MetaTensor(label[None])}
@@ -291,11 +360,22 @@ def test_a_class_draws_only_scans_that_show_the_same_classes(make_bank, make_pai
         assert is_real(replaced({"image": MetaTensor(image + REAL_PART), "label": MetaTensor(label[None])})["image"])
 
 
-@pytest.mark.parametrize("value", ["1", 1, torch.tensor(1), np.int64(1)])
-def test_a_class_of_the_whole_image_draws_by_the_column_of_that_name(make_bank, samples, tmp_path, value):
-    folder = make_bank(tmp_path / "grades", columns=[{"grade": "0"}, {"grade": "1"}], labelled=False)
+def test_classes_are_looked_at_only_where_a_pair_is_replaced(make_bank, samples, tmp_path, monkeypatch):
+    folder = make_bank(tmp_path / "classes", classes=[(1, 2)])
+    replaced = RandSyntheticReplaced("image", "label", folder, prob=0.25, draw="class").set_random_state(0)
+    replaced(samples[0])
+    looks = []
+    monkeypatch.setattr("medgen.transforms.synthetic_replace.label_values", lambda *_: looks.append(1) or (0, 1, 2))
+    synthetic = sum(not is_real(replaced(samples[0])["image"]) for _ in range(60))
+    assert 0 < len(looks) == synthetic < 60
+
+
+@pytest.mark.parametrize("stored", ["1", "1.0"])
+@pytest.mark.parametrize("value", ["1", 1, 1.0, torch.tensor(1), torch.tensor(1.0), np.int64(1), np.float32(1)])
+def test_a_class_of_the_whole_image_draws_by_the_column_of_that_name(make_bank, samples, tmp_path, value, stored):
+    folder = make_bank(tmp_path / "grades", columns=[{"grade": "0"}, {"grade": stored}], labelled=False)
     replaced = RandSyntheticReplaced("image", None, folder, prob=1.0, draw="class", class_key="grade")
-    corners = {corner(image.array) for image, _ in list(replaced.replace.bank)[1::2]}
+    corners = {corner(image.array) for image, _ in list(replaced.inner.bank)[1::2]}
     sample = {"image": samples[0]["image"], "grade": value}
     assert {corner(replaced(sample)["image"]) for _ in range(30)} == corners
 
@@ -310,6 +390,7 @@ def test_a_class_that_the_bank_does_not_tell_is_refused(make_bank, samples, tmp_
         RandSyntheticReplaced("image", None, folder, class_key="grade")
     replace = RandSyntheticReplace(
         make_bank(tmp_path / "all", columns=[{"grade": "0"}], labelled=False),
+        prob=1.0,
         draw="class",
         class_column="grade",
         labelled=False,
@@ -351,7 +432,12 @@ def change(function):
         (change(lambda image: (image - 250) * 5 + 250), "expected intensities of channel 0 in a range like"),
         (change(lambda image: (image - 250) / 5 + 250), "expected intensities of channel 0 in a range like"),
         (change(lambda image: image - 500), "expected intensities of channel 0 in a range like"),
-        (change(lambda image: image.to(torch.uint8)), None),
+        (change(lambda image: image.to(torch.int16)), None),
+        (
+            change(lambda image: image.to(torch.uint8)),
+            r"images of a type that holds the 100 to 4\d\d of the bank, got torch.uint8, which ends at 0 and 255",
+        ),
+        (change(lambda image: image.bool()), r"of the bank, got torch.bool, which ends at 0 and 1"),
         (one_hot, r"expected labels of 1 channel\(s\) as in the bank, got 3"),
         (with_class, "expected label values 0, 1, 2 as in the bank, got 3, 6 too"),
         (change(lambda image: image.as_tensor()), "expected images that carry their affine, got Tensor"),
@@ -377,8 +463,58 @@ def test_the_same_transforms_in_the_bank_make_the_sample_fit(make_bank, real_fil
     assert (out["image"].min(), out["image"].max()) == (0, 1)
     np.testing.assert_allclose(out["image"].pixdim, 0.7)
     with pytest.raises(BadInputError, match="expected images of a floating type as in the bank, got whole numbers"):
-        whole = [MetaTensor(torch.ones(1, 9, 8, 7, dtype=torch.int16))] * 2
-        RandSyntheticReplace(train.transforms[-1].replace.bank)(*whole)
+        RandSyntheticReplace(train.transforms[-1].inner.bank)(out["image"].to(torch.int16), out["label"])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (change(lambda image: torch.cat([image, image])), r"of 1 channel\(s\) and 3 further axes.*got 2"),
+        (SPACING, "expected voxels of 1 x 1 x 1 mm as in the bank, got 0.7 x 0.7 x 0.7 mm"),
+        (Flipd(KEYS, 0), "expected axes in the order RAS as in the bank, got LAS"),
+        (change(lambda image: image.to(torch.uint8)), "images of a type that holds the 100 to"),
+        (lambda sample: {**sample, "label": sample["label"].bool()}, "labels of a type that holds the 0 to 2 of"),
+        (one_hot, r"expected labels of 1 channel\(s\) as in the bank, got 3"),
+        (change(lambda image: image.as_tensor()), "expected images that carry their affine, got Tensor"),
+        (lambda sample: {**sample, "label": "label.nii.gz"}, "label: expected an array.*got str"),
+    ],
+)
+def test_later_samples_are_held_to_the_bank_too(bank, samples, state, message):
+    replaced = RandSyntheticReplaced("image", "label", bank, prob=0.0)
+    for sample in samples[:2]:
+        replaced(sample)
+    with pytest.raises(BadInputError, match=message):
+        replaced(state(samples[2]))
+    replaced(samples[3])
+
+
+def test_a_type_that_would_wrap_the_numbers_of_the_bank_is_refused_also_of_arrays(make_bank, tmp_path):
+    def read(files):
+        return {key: np.asarray(nib.load(files[key]).dataobj)[None] for key in KEYS}
+
+    bank = SyntheticBank(make_bank(tmp_path / "bank"), preprocess=read)
+    replace = RandSyntheticReplace(bank, prob=1.0).set_random_state(0)
+    image, label = (part.array for part in bank[0])
+    for dtype in (np.uint16, np.float32, np.float16):
+        made, _ = replace(image.astype(dtype), label)
+        assert made.dtype == dtype and any(np.array_equal(made, own.array) for own, _ in bank)
+    for dtype in (np.uint8, np.int8):
+        with pytest.raises(BadInputError, match="expected images of a type that holds the 100 to 4"):
+            replace(image.clip(0, 100).astype(dtype), label)
+
+
+def test_a_bank_of_other_classes_than_the_users_is_refused(make_bank, bank, tmp_path):
+    names = {0: "background", 1: "head", 2: "tail"}
+    RandSyntheticReplaced("image", "label", bank, class_names=names)
+    RandSyntheticReplaced("image", "label", bank, class_names={**names, 2: "class_2"})
+    for others in ({0: "background", 1: "head"}, {0: "background", 1: "tail", 2: "head"}, {**names, 3: "lesion"}):
+        with pytest.raises(
+            BadInputError, match=r"\(class_names\), got one of 0 \(background\), 1 \(head\), 2 \(tail\)"
+        ):
+            RandSyntheticReplaced("image", "label", bank, class_names=others)
+    bare = make_bank(tmp_path / "bare", labelled=False)
+    with pytest.raises(BadInputError, match="class_names: expected none for a bank without labels"):
+        RandSyntheticReplaced("image", None, bare, class_names=names)
 
 
 def test_an_empty_first_slice_is_not_what_the_bank_is_held_to(bank, samples):
@@ -401,7 +537,7 @@ def test_arguments_that_cannot_be_meant_are_refused(make_bank, bank, samples, tm
         RandSyntheticReplaced(("t1", "t2"), "label", bank)
     with pytest.raises(BadInputError, match=r"expected a bank made for the keys \('scan', 'label'\)"):
         RandSyntheticReplaced("scan", "label", bank)
-    with pytest.raises(BadInputError, match=r"expected a probability from 0 to 1, got 1\.5"):
+    with pytest.raises(BadInputError, match=r"prob: expected a chance in \[0, 1\], got 1\.5"):
         RandSyntheticReplace(bank, prob=1.5)
     with pytest.raises(BadInputError, match="expected one of any, label, class, got 'both'"):
         RandSyntheticReplace(bank, draw="both")
@@ -412,7 +548,6 @@ def test_arguments_that_cannot_be_meant_are_refused(make_bank, bank, samples, tm
 
 
 def test_a_subject_of_torchio_goes_through(make_bank, real_files, tmp_path):
-    tio = pytest.importorskip("torchio")
     folder = make_bank(tmp_path / "bank")
     prepare = tio.Compose([tio.Resample(0.8), tio.RescaleIntensity((0, 1))])
 
@@ -426,8 +561,8 @@ def test_a_subject_of_torchio_goes_through(make_bank, real_files, tmp_path):
         for files in real_files
     ]
     dataset = tio.SubjectsDataset(subjects * 4, transform=train)
-    bank = [image.array[:, ::-1] for image, _ in replaced.replace.bank]
-    fresh = RandSyntheticReplaced("image", "label", replaced.replace.bank, prob=1.0)(prepare(subjects[0]))
+    bank = [image.array[:, ::-1] for image, _ in replaced.inner.bank]
+    fresh = RandSyntheticReplaced("image", "label", replaced.inner.bank, prob=1.0)(prepare(subjects[0]))
     assert fresh.image is fresh["image"]
     synthetic = 0
     for subject in dataset:
@@ -438,3 +573,38 @@ def test_a_subject_of_torchio_goes_through(make_bank, real_files, tmp_path):
     assert 0 < synthetic < len(dataset)
     batches = list(tio.SubjectsLoader(dataset, batch_size=4))
     assert batches[0]["image"]["data"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda folder: RandSyntheticReplaced("image", "label", folder, prob=1.0, preprocess=load_subject),
+        lambda folder: RandSyntheticReplaced("image", "label", folder, prob=0.0, preprocess=load_subject),
+        lambda folder: RandCorruptiond("image", prob=1.0),
+        lambda folder: RandCorruptiond("image", prob=0.0),
+        lambda folder: Corruptiond("image", "low_dose", 4, "ct"),
+        lambda folder: RandLowResolutiond("image", "high"),
+        lambda folder: RandLowResolutiond("image", "high", prob=0.0),
+        lambda folder: LowResolutiond("image", "high", 3),
+        lambda folder: RandLowDosed("image", "high"),
+        lambda folder: LowDosed("image", "high", 0.1),
+    ],
+)
+def test_each_dictionary_transform_takes_a_subject(make_bank, real_files, tmp_path, transform):
+    made = transform(make_bank(tmp_path / "bank"))
+    subject = load_subject(real_files[0])
+    before = {key: subject[key].data.clone() for key in KEYS}
+    after = tio.Compose([made, tio.Flip(axes=0)])(subject)
+    assert isinstance(after, tio.Subject) and isinstance(after["label"], tio.LabelMap)
+    assert len(after.applied_transforms) == 1 and not subject.applied_transforms
+    assert after.spatial_shape == subject.spatial_shape and after.image is after["image"]
+    np.testing.assert_allclose(after["image"].affine, tio.Flip(axes=0)(subject)["image"].affine)
+    changed = not torch.equal(after["image"].data.flip(1), before["image"].to(after["image"].data))
+    assert changed == (getattr(made, "prob", 1.0) > 0)
+    if "high" in after:
+        assert torch.equal(after["high"].data.flip(1), before["image"])
+    assert all(torch.equal(subject[key].data, before[key]) for key in KEYS)
+
+
+def load_subject(files):
+    return tio.Subject(image=tio.ScalarImage(files["image"]), label=tio.LabelMap(files["label"]))

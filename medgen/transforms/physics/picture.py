@@ -36,27 +36,29 @@ def stain(signal: torch.Tensor, strength: float, rng: np.random.RandomState) -> 
     return changed.T.view(signal.shape).to(signal)
 
 
-def compression(signal: torch.Tensor, quality: int, *, color: bool) -> torch.Tensor:
-    """JPEG in 8 bits and back, each slice of the last axis for itself (Pillow).
+def compression(signal: torch.Tensor, quality: int, *, color: bool, axis: int = -1) -> torch.Tensor:
+    """JPEG in 8 bits and back, each slice for itself (Pillow).
 
     Args:
         signal: ``(C, H, W[, D])``; 0 to 1 becomes 0 to 255, and what is brighter stays as far above 1.
         quality: 1 to 95, that of the Independent JPEG Group.
         color: Whether the three channels are red, green and blue; else each is a gray picture.
+        axis: Array axis that the slices of a volume lie across, counted without the channels (-1: the last).
 
     Returns:
         ``(C, H, W[, D])``.
     """
     shown = signal.clamp(0, 1)
     levels = (shown * 255).round().byte().cpu().numpy()
-    volume = levels[..., None] if levels.ndim == 3 else levels
+    volume = levels[..., None] if levels.ndim == 3 else np.moveaxis(levels, axis % 3 + 1, -1)
     pictures = [volume.transpose(1, 2, 0, 3)] if color else list(volume)
     done = [
         np.stack([_jpeg(picture[..., index], quality) for index in range(picture.shape[-1])], axis=-1)
         for picture in pictures
     ]
     result = done[0].transpose(2, 0, 1, 3) if color else np.stack(done)
-    return torch.from_numpy(result.reshape(levels.shape)).to(signal) / 255 + (signal - shown)
+    result = result[..., 0] if levels.ndim == 3 else np.moveaxis(result, -1, axis % 3 + 1)
+    return torch.from_numpy(result).to(signal) / 255 + (signal - shown)
 
 
 def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:

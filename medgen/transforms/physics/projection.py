@@ -18,10 +18,10 @@ _PHOTONS = 850.0
 _MOST_VIEWS = 360
 
 
-def low_dose(signal: torch.Tensor, dose: float, rng: np.random.RandomState) -> torch.Tensor:
+def low_dose(signal: torch.Tensor, dose: float, rng: np.random.RandomState, axis: int = -1) -> torch.Tensor:
     """A CT scan at a lower dose: noise is added to its projections and reconstructed.
 
-    Parallel beams through each slice of the last axis, the most attenuating of the scan scaled to 30 cm of water; the
+    Parallel beams through each slice, the most attenuating of the scan scaled to 30 cm of water; the
     photons thinned (:func:`medgen.transforms.physics.noise.thin`); the change alone goes through the filtered
     back-projection with Hann's window, so that the anatomy stays as sharp as it was.
 
@@ -29,11 +29,12 @@ def low_dose(signal: torch.Tensor, dose: float, rng: np.random.RandomState) -> t
         signal: ``(C, H, W[, D])``, 0 in air.
         dose: Part of the dose that is left, in (0, 1].
         rng: Source of the draws.
+        axis: Array axis that the slices of a volume lie across, counted without the channels (-1: the last).
 
     Returns:
         ``(C, H, W[, D])``.
     """
-    volume = signal[..., None] if signal.ndim == 3 else signal
+    volume = signal[..., None] if signal.ndim == 3 else signal.movedim(axis % 3 + 1, -1)
     slices = volume.permute(0, 3, 1, 2).flatten(0, 1)
     views = min(_MOST_VIEWS, math.ceil(math.pi / 2 * math.hypot(*slices.shape[1:])))
     angles = torch.arange(views, dtype=torch.float64) * (math.pi / views)
@@ -41,7 +42,8 @@ def low_dose(signal: torch.Tensor, dose: float, rng: np.random.RandomState) -> t
     scale = _LONGEST_PATH / paths.max()
     photons = _PHOTONS * paths.shape[-1] ** 2 / views
     noise = back_project(thin(paths * scale, photons, dose, rng) / scale, angles, (slices.shape[1], slices.shape[2]))
-    return signal + noise.view(volume.permute(0, 3, 1, 2).shape).permute(0, 2, 3, 1).reshape(signal.shape)
+    noise = noise.view(volume.permute(0, 3, 1, 2).shape).permute(0, 2, 3, 1)
+    return signal + (noise[..., 0] if signal.ndim == 3 else noise.movedim(-1, axis % 3 + 1))
 
 
 def project(slices: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from medgen.transforms.carriers import unwrap
+from medgen.data.geometry import SPACING_TOLERANCE
+from medgen.transforms.carriers import read_shape
+from medgen.transforms.subjects import close_sample, open_sample
 from medgen.types import BadInputError, Spacing
 
 # Brightest voxels above this percentile (vessels, implants, hot pixels) do not set the scale.
@@ -20,9 +23,22 @@ Image = Any
 """A numpy array, a tensor, a MetaTensor or an image of TorchIO, ``(C, H, W[, D])``."""
 
 
-def on_signal(
-    image: Image, change: Callable[[torch.Tensor, Spacing], torch.Tensor], *, together: bool = False
-) -> Image:
+@dataclass(frozen=True)
+class Frame:
+    """How the axes of an array lie in the body, as far as an affine tells; axes are counted without the channels.
+
+    Attributes:
+        spacing: Edge lengths of a voxel, in units of the shortest; all 1 where nothing is known.
+        upright: Axis closest to superior-inferior, along the bore of a scanner; the last where nothing is known.
+        thick: Axis of the largest spacing, where one is larger than all others: that of the slices; else `upright`.
+    """
+
+    spacing: Spacing
+    upright: int
+    thick: int
+
+
+def on_signal(image: Image, change: Callable[[torch.Tensor, Frame], torch.Tensor], *, together: bool = False) -> Image:
     """Change a scan as a signal, and bring it back to its own units.
 
     Zero signal is the intensity 0, or the lowest intensity where some are negative (CT: air); signal 1 is the
@@ -30,8 +46,8 @@ def on_signal(
 
     Args:
         image: ``(C, H, W[, D])`` of any unit, finite.
-        change: Takes and gives a signal ``(C, H, W[, D])`` float32; it also gets the edge lengths of a voxel, in units
-            of the shortest: from the affine of a MetaTensor, else all 1.
+        change: Takes and gives a signal ``(C, H, W[, D])`` float32; it also gets what the affine of a MetaTensor or an
+            image of TorchIO tells about its axes.
         together: Scale all channels alike, as colors need it; else each by itself.
 
     Returns:
@@ -41,10 +57,10 @@ def on_signal(
         BadInputError: If the image has another number of axes, is not finite, has a channel without any signal, or is a
             file that was not loaded.
     """
+    read_shape(image, "image")
     if not isinstance(image, (np.ndarray, torch.Tensor)):
-        carried = unwrap(image, "image")
-        changed = on_signal(MetaTensor(carried.array, affine=carried.affine), change, together=together)
-        return type(image)(tensor=changed.as_tensor(), affine=carried.affine)
+        opened = open_sample({"image": image}, ["image"])
+        return close_sample({"image": on_signal(opened["image"], change, together=together)}, {"image": image})["image"]
     values = convert_to_tensor(image, track_meta=False)
     if values.ndim not in (3, 4) or 0 in values.shape:
         raise BadInputError(
@@ -52,7 +68,7 @@ def on_signal(
         )
     dtype = values.dtype if values.is_floating_point() else torch.float32
     zero, scale = _range(values, together)
-    changed = change((values.float() - zero) / scale, _relative_spacing(image, values.ndim - 1))
+    changed = change((values.float() - zero) / scale, _frame(image, values.ndim - 1))
     # MONAI's transforms may have made a MetaTensor of it, with a place of its own.
     changed = convert_to_tensor(changed, track_meta=False)
     result = (changed * scale + zero).to(dtype)
@@ -78,8 +94,14 @@ def _range(image: torch.Tensor, together: bool) -> tuple[torch.Tensor, torch.Ten
     return low.expand(shape[0]).view(shape), width.expand(shape[0]).view(shape)
 
 
-def _relative_spacing(image: Image, spatial_dims: int) -> Spacing:
+def _frame(image: Image, spatial_dims: int) -> Frame:
     if not isinstance(image, MetaTensor):
-        return (1.0,) * spatial_dims
-    edges = np.linalg.norm(np.asarray(image.affine, dtype=np.float64)[:3, :spatial_dims], axis=0)
-    return tuple(float(edge) for edge in edges / edges.min())
+        return Frame((1.0,) * spatial_dims, spatial_dims - 1, spatial_dims - 1)
+    columns = np.asarray(image.affine.cpu(), dtype=np.float64)[:3, :spatial_dims]
+    edges = np.linalg.norm(columns, axis=0)
+    # The third row leads up, in RAS as in LPS. Rounded, so that the later of two axes that lie alike is taken.
+    rise = (np.abs(columns[2]) / edges).round(3)
+    upright = max(range(spatial_dims), key=lambda axis: (rise[axis], axis))
+    *_, second, most = np.sort(edges)
+    thick = int(np.argmax(edges)) if second < most * (1 - SPACING_TOLERANCE) else upright
+    return Frame(tuple(float(edge) for edge in edges / edges.min()), upright, thick)

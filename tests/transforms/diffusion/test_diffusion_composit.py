@@ -72,12 +72,11 @@ def test_real_cells_are_bit_identical_and_the_others_are_the_variation(
     transform = RandDiffusionComposit(generator, prob=1.0, cell_size=4, strength=(0.3, 0.6), **FAST).set_random_state(2)
     given = MetaTensor(image, affine=np.diag([2.0, 2.0, 1.0, 1.0]))
     mixed = transform(given, label)
-    partner = RandDiffusionVariation(generator, prob=1.0, strength=transform._strength, **FAST)
-    partner.randomize()
-    partner._seed = transform._seed
+    partner = RandDiffusionVariation(generator, prob=1.0, **FAST)
+    partner.last = transform.last.noising
     made = partner(given, label, randomize=False)
     real = (mixed.as_tensor() == image)[0]
-    assert torch.equal(real, transform._real) and 0.2 < real.float().mean() < 0.95
+    assert torch.equal(real, transform.last.real) and 0.2 < real.float().mean() < 0.95
     assert torch.equal(mixed.as_tensor()[:, ~real], made.as_tensor()[:, ~real])
     assert isinstance(mixed, MetaTensor) and torch.equal(mixed.affine, given.affine)
 
@@ -109,6 +108,27 @@ def test_kind_and_number_type_stay(like: Any) -> None:
     mixed = RandDiffusionComposit(prob=1.0, cell_size=5).set_random_state(0)(like, synthetic=MADE)
     assert type(mixed) is type(like) and mixed.dtype == like.dtype
     assert 0 < float(np.asarray(mixed, dtype=float).mean()) < 1
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, np.uint8])
+def test_partners_are_rounded_into_the_number_type_of_the_scan(kind: Any) -> None:
+    given = REAL.to(kind) if isinstance(kind, torch.dtype) else REAL.numpy().astype(kind)
+    mix = RandDiffusionComposit(prob=1.0, cell_size=5, real_share=0.0)
+    assert (torch.as_tensor(mix(given, synthetic=MADE + 99.9)) == 100).all()
+    if kind != torch.int16:
+        assert (torch.as_tensor(mix(given, synthetic=MADE + 300)) == 255).all()
+        assert (torch.as_tensor(mix(given, synthetic=MADE - 3)) == 0).all()
+
+
+def test_cells_are_replayed_on_scans_of_the_same_voxels_only() -> None:
+    mix = RandDiffusionCompositd(("a", "b"), synthetic_key=("sa", "sb"), prob=1.0, cell_size=5).set_random_state(0)
+    data = {"a": REAL, "b": REAL, "sa": MADE, "sb": MADE}
+    first, changed = mix(data), mix({**data, "a": REAL + 1})
+    assert not torch.equal(changed["b"], first["b"])
+    assert torch.equal(mix(data, randomize=False)["b"], changed["b"])
+    small = {"b": REAL[:, 1:], "sb": MADE[:, 1:]}
+    with pytest.raises(BadInputError, match=r"image: expected the \(24, 20\) voxels .* got \(23, 20\). Bring all"):
+        mix({**data, **small})
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_the_label_gets_the_lesion_and_beyond_the_band_every_bit_stays(
         label[0].long(),
         grid=Grid(SHAPES[dims], np.eye(4)),
         new_label=after.as_tensor()[0].long(),
-        seed=transform._seed,
+        seed=transform.last.noising.seed,
         band=1,
         margin=1,
         settings=SamplingSettings(num_inference_steps=2),
@@ -79,9 +79,8 @@ def test_the_label_gets_the_lesion_and_beyond_the_band_every_bit_stays(
 
 def test_every_place_where_it_fits_is_drawn_and_no_other(make_generator: Callable[..., Generator]) -> None:
     transform = insertion(make_generator(), lesions=[donor()])
-    label = scan()[1]
+    image, label = scan()
     label[0, 6, 6] = 0  # a hole in the organ
-    grid = Grid(SHAPES[2], np.eye(4), known=False)
     mask = donor()[0].numpy()[4:6, 4:7] == 2
     places = {
         (row, column)
@@ -91,8 +90,8 @@ def test_every_place_where_it_fits_is_drawn_and_no_other(make_generator: Callabl
     }
     drawn: dict[tuple[int, int], int] = {}
     for _ in range(1500):
-        transform.randomize((label[0].long(), grid, transform.lesions))
-        first = tuple((transform._label == 2).nonzero()[0].tolist())
+        transform.randomize((image, label, None))
+        first = tuple(np.argwhere(transform.last.covered)[0].tolist())
         drawn[first] = drawn.get(first, 0) + 1
     assert set(drawn) == places
     expected = 1500 / len(places)
@@ -208,9 +207,37 @@ def test_a_model_that_no_label_steers_and_missing_keys_are_refused(make_generato
         loop({"image": scan()[0]})
     with pytest.raises(BadInputError, match="lesion_key: expected 'lesion' in the sample"):
         loop({"image": scan()[0], "label": scan()[1]})
-    with pytest.raises(
-        BadInputError, match="lesion: expected a part of class 2 that the border of the map does not cut"
-    ):
-        insertion(make_generator())(*scan(), torch.full((1, 5, 5), 2))
-    with pytest.raises(BadInputError, match=r"lesion: expected voxels of class 2, got \[0\] only"):
-        insertion(make_generator())(*scan(), torch.zeros(1, 26, 22))
+
+
+@pytest.mark.parametrize(
+    ("lesion", "message"),
+    [
+        (torch.zeros(1, 26, 22), r"lesion: expected voxels of class 2, got \[0\] only.*stays as it is \(told once\)"),
+        (torch.full((1, 5, 5), 2), "lesion: expected a part of class 2 that the border of the map does not cut"),
+    ],
+)
+def test_a_partner_without_a_lesion_leaves_the_sample_with_one_warning(
+    make_generator: Callable[..., Generator], lesion: torch.Tensor, message: str
+) -> None:
+    image, label = scan()
+    loop = RandLesionInsertiond("image", "label", make_generator(), 2, [1], lesion_key="lesion", prob=1.0, **FAST)
+    with pytest.warns(UserWarning, match=message) as told:
+        for _ in range(3):
+            done = loop({"image": image, "label": label, "lesion": lesion})
+            assert done["image"] is image and done["label"] is label
+    assert len(told) == 1
+    assert (loop({"image": image, "label": label, "lesion": donor()})["label"] == 2).any()
+
+
+def test_a_lesion_is_replayed_on_scans_of_the_same_voxels_only(make_generator: Callable[..., Generator]) -> None:
+    image, label = scan()
+    loop = RandLesionInsertiond(("a", "b"), "label", make_generator(), 2, [1], [donor()], prob=1.0, **FAST)
+    data = {"a": image, "b": image, "label": label}
+    first = loop.set_random_state(0)(data)
+    record = loop.last
+    assert torch.equal(first["a"], first["b"]) and not torch.equal(loop(data)["label"], first["label"])
+    loop.last = record
+    again = loop(data, randomize=False)
+    assert all(torch.equal(first[key], again[key]) for key in data)
+    with pytest.raises(BadInputError, match=r"image: expected the \(26, 22\) voxels .* got \(25, 22\). Bring all"):
+        loop({key: value[:, 1:] for key, value in data.items()}, randomize=False)

@@ -17,13 +17,21 @@ from monai.transforms import Compose, Orientation, RandFlipd
 from monai.utils import set_determinism
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from medgen.data.intensity import Normalization
 from medgen.generator import Generator
 from medgen.synthesis import SamplingSettings, translate
-from medgen.transforms import RandDiffusionVariation, RandDiffusionVariationBatchd, RandDiffusionVariationd
+from medgen.transforms import (
+    RandDiffusionCompositd,
+    RandDiffusionVariation,
+    RandDiffusionVariationBatch,
+    RandDiffusionVariationBatchd,
+    RandDiffusionVariationd,
+    RandLesionInsertiond,
+)
 from medgen.transforms.scans import grid_of
+from medgen.transforms.variation import Noising
 from medgen.types import BadInputError, Grid
 
 FAST: dict[str, Any] = {"num_inference_steps": 2, "precision": "fp32"}
@@ -62,12 +70,12 @@ def test_it_is_what_the_editing_path_makes(make_generator: Callable[..., Generat
         image,
         label[0].long(),
         grid=Grid(tuple(image.shape[1:]), TURNED),
-        strength=transform._strength,
-        seed=transform._seed,
+        strength=transform.last.strength,
+        seed=transform.last.seed,
         settings=SamplingSettings(num_inference_steps=2),
     )
     assert torch.equal(made.as_tensor(), by_hand.image)
-    assert 0.3 < transform._strength < 0.6
+    assert 0.3 < transform.last.strength < 0.6
     assert (made.as_tensor() - image).abs().mean() > 0.02 * image.std()
 
 
@@ -140,9 +148,12 @@ def test_label_text_facts_and_own_edges_steer(make_generator: Callable[..., Gene
     steered = loop(batch)["image"][0]
     single = {"image": image, "label": label, "text": "large heart", "years": 80}
     alone = RandDiffusionVariationd("image", generator, "label", prob=1.0, **keys, **FAST)
-    alone.vary._strength, alone.vary._seed = loop._strength, loop._seeds[0]
-    alone.vary.randomize = lambda data=None: None
-    assert torch.equal(alone(single)["image"], steered)
+    alone.last = Noising(loop.last.strength, loop.last.seeds[0])
+    assert torch.equal(alone(single, randomize=False)["image"], steered)
+    array = RandDiffusionVariationBatch(generator, prob=1.0, **FAST)
+    array.last = loop.last
+    facts = [{"age": "80"}]
+    assert torch.equal(array(image[None], label[None], ["large heart"], facts, randomize=False)[0], steered)
 
 
 def test_little_strength_keeps_more_of_the_scan(make_generator: Callable[..., Generator]) -> None:
@@ -171,11 +182,37 @@ def test_chance_and_strength_are_as_asked(make_generator: Callable[..., Generato
     hits, strengths = 0, []
     for _ in range(2000):
         transform.randomize()
-        hits += transform._do_transform
-        strengths.append(transform._strength)
+        if transform.last is not None:
+            hits += 1
+            strengths.append(transform.last.strength)
     assert abs(hits / 2000 - 0.3) < 0.04  # 4 standard errors
-    drawn = np.unique(strengths[100:])
+    drawn = np.array(strengths)
     assert 0.2 <= drawn.min() < 0.21 and 0.49 < drawn.max() <= 0.5 and abs(drawn.mean() - 0.35) < 0.02
+
+
+@pytest.mark.parametrize("kind", [RandDiffusionVariationd, RandDiffusionCompositd, RandLesionInsertiond])
+def test_what_is_drawn_says_nothing_of_the_next_scan(make_generator: Callable[..., Generator], kind: Any) -> None:
+    image, label = scan()
+    more: dict[str, Any] = {"label_key": "label"}
+    size: Any = None
+    if kind is RandDiffusionCompositd:
+        more["cell_size"], size = 8, (20, 16)
+    if kind is RandLesionInsertiond:
+        lesion = torch.zeros(1, 5, 5)
+        lesion[0, 2, 2] = 2
+        more |= {"value": 2, "within": [1], "lesions": [lesion]}
+        size = (image, label, None)
+    transform = kind("image", generator=make_generator(), prob=0.5, strength=(0.2, 0.8), **more)
+    strengths: list[list[float]] = [[], []]
+    for seed in range(300):
+        transform.set_random_state(seed)
+        transform.randomize(size)
+        if transform.last is not None:
+            strength = getattr(transform.last, "noising", transform.last).strength
+            transform.randomize(size)
+            strengths[transform.last is not None].append(strength)
+    assert min(map(len, strengths)) > 40
+    assert stats.ks_2samp(*strengths).pvalue > 0.01
 
 
 def test_scans_of_one_sample_share_the_noise_and_a_missing_one_may_be_allowed(
@@ -216,8 +253,8 @@ def test_a_sample_of_a_batch_is_what_it_is_alone(make_generator: Callable[..., G
             image,
             label[0].long(),
             grid=Grid(tuple(image.shape[1:]), affine),
-            strength=loop._strength,
-            seed=loop._seeds[index],
+            strength=loop.last.strength,
+            seed=loop.last.seeds[index],
             settings=SamplingSettings(num_inference_steps=2),
         ).image
         torch.testing.assert_close(made[index].as_tensor(), alone, atol=0.02, rtol=0)
@@ -229,7 +266,7 @@ def test_a_batch_changes_some_samples_and_leaves_the_others_bit_for_bit(saved_mo
     loop = RandDiffusionVariationBatchd("image", saved_model, "label", prob=0.5, device="cpu", **FAST)
     made = loop.set_random_state(5)(batch)
     changed = [not torch.equal(a, b) for a, b in zip(made["image"], batch["image"], strict=True)]
-    assert 0 < sum(changed) < 8 and [index for index in range(8) if changed[index]] == loop._chosen
+    assert 0 < sum(changed) < 8 and [index for index in range(8) if changed[index]] == list(loop.last.chosen)
     assert torch.equal(made["label"], batch["label"]) and made["image"].requires_grad is False
     twins = {key: value[:1].repeat(2, 1, 1, 1) for key, value in batch.items()}
     first, second = RandDiffusionVariationBatchd("image", saved_model, "label", prob=1.0, device="cpu", **FAST)(twins)[
@@ -260,10 +297,10 @@ def test_it_travels_as_a_name_and_is_loaded_once(saved_model: Path, make_generat
     assert len(parcel) < 20_000
     arrived = pickle.loads(parcel).set_random_state(1)
     assert torch.equal(arrived(sample())["image"], made)
-    with transform.vary.variation.model.use() as first, arrived.vary.variation.model.use() as second:
+    with transform.inner.variation.model.use() as first, arrived.inner.variation.model.use() as second:
         assert first is second
     held = RandDiffusionVariationd("image", make_generator(), "label", **FAST)
-    assert copy.deepcopy(held).vary.variation.model is held.vary.variation.model
+    assert copy.deepcopy(held).inner.variation.model is held.inner.variation.model
     with pytest.raises(BadInputError, match=r"generator: expected the folder or name .* got the Generator 'tiny-2d'"):
         pickle.dumps(held)
 
@@ -318,7 +355,7 @@ def test_a_worker_does_not_wait_for_a_thread_that_it_has_not_got(saved_model: Pa
     taken, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with vary.vary.variation.model.use():
+        with vary.inner.variation.model.use():
             taken.set()
             done.wait()
 
@@ -411,5 +448,13 @@ def test_a_batch_that_is_none_is_refused(saved_model: Path) -> None:
         loop({**batched, "label": batched["label"][:1]})
     with pytest.raises(BadInputError, match=r"batch: expected a tensor \(B, C, H, W\[, D\]\) for 'image', got list"):
         loop({**batched, "image": list(batched["image"])})
+    array = RandDiffusionVariationBatch(saved_model, prob=1.0, device="cpu", **FAST)
+    with pytest.raises(BadInputError, match=r"batch: expected as many labels as scans, got \{'img': 2, 'label': 1\}"):
+        array(batched["image"], batched["label"][:1])
+    with pytest.raises(BadInputError, match=r"batch: expected a tensor \(B, C, H, W\[, D\]\) for 'img', got ndarray"):
+        array(batched["image"].numpy(), batched["label"])
+    array.randomize(3)
+    with pytest.raises(BadInputError, match=r"batch: expected the 3 samples that were drawn for, got 2\. Draw anew"):
+        array(batched["image"], batched["label"], randomize=False)
     with pytest.raises(BadInputError, match="batch_size: expected at least 1, got 0"):
         RandDiffusionVariationBatchd("image", saved_model, "label", batch_size=0)
