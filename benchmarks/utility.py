@@ -208,8 +208,8 @@ def run_fold(
     real = write_folder(folder / f"real_{part}", {"train": few, "val": test}, source)
     result = utility(
         real,
-        accepted,
         output,
+        synthetic=accepted,
         ratios=list(ratios),
         num_cases=(),
         num_seeds=num_seeds,
@@ -288,9 +288,7 @@ def main(
     by_fold = [run_fold(dataset, num_cases, fold, ratios=ratios, tune=tune, base=base, **options) for fold in folds]
     if tune:
         return
-    room = utility(
-        data_folder(dataset), None, workdir / f"{dataset}_room", num_seeds=num_seeds, steps=steps, device="cpu"
-    )
+    room = utility(data_folder(dataset), workdir / f"{dataset}_room", num_seeds=num_seeds, steps=steps, device="cpu")
     ceiling = room["arms"]["classical"]["mean"] if num_cases else mean_score(by_fold[0][1]["classical"])
     first, _, groups = by_fold[0]
     arms = {name: torch.cat([scores[name] for _, scores, _ in by_fold]) for name in by_fold[0][1]}

@@ -94,7 +94,7 @@ COMMANDS = {
         summary="whether training on synthetic scans helps, with controls",
         examples=(
             "  medgen utility --real FOLDER --synthetic accepted --output utility\n"
-            "  medgen utility --real FOLDER --synthetic null --output room"
+            "  medgen utility --real FOLDER --output room"
         ),
         lower="Use fewer synthetic scans.",
         resume="Run the same command again: finished trainings are kept.",

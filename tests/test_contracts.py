@@ -44,7 +44,7 @@ ARGUMENTS = {
     ),
     "evaluate": "real synthetic output extractor seed skip_bad",
     "filter_pairs": "input reference output gates real_rejected steps seed device overwrite",
-    "utility": "real synthetic output ratios target num_cases num_seeds steps device seed overwrite",
+    "utility": "real output synthetic ratios target num_cases num_seeds steps device seed overwrite",
     "read_dataset": "folder",
     "load_case": "case dataset",
     "load_cases": "dataset cases skip_bad",

@@ -29,9 +29,9 @@ _FORMAT = 2  # raise when equal settings give other scores
 
 def utility(
     real: Path,
-    synthetic: Path | None,
     output: Path,
     *,
+    synthetic: Path | None = None,
     ratios: list[float] | None = None,
     target: str | None = None,
     num_cases: tuple[int, ...] = (5, 10, 20, 50),
@@ -58,9 +58,9 @@ def utility(
     Args:
         real: Folder of real scans with label maps, or facts to tell. Validation scans are named in val.txt, or held out
             as ``medgen train`` does with this seed.
-        synthetic: Folder of labelled synthetic scans, such as the output of ``medgen filter``; null measures what room
-            more data would have.
         output: Folder for utility.json, utility.md, curve.png and the scores of each training.
+        synthetic: Folder of labelled synthetic scans, such as the output of ``medgen filter``; without it the real ones
+            alone tell what room more data would have.
         ratios: Synthetic scans for each real one; by default those of 0.25, 1 and 3 for which there are enough.
         target: Column of the metadata, such as `view`, that a classifier is to tell; by default a segmenter learns the
             label maps.

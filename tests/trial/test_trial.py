@@ -171,7 +171,7 @@ def test_ten_steps_can_be_trained(folders: tuple[Path, Path]) -> None:
 
 
 def test_without_synthetic_scans_it_measures_the_room(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    result = utility(folders[0], None, tmp_path / "room", num_cases=(2, 3), num_seeds=2, steps=2, device="cpu")
+    result = utility(folders[0], tmp_path / "room", num_cases=(2, 3), num_seeds=2, steps=2, device="cpu")
     assert list(result["arms"]) == ["real", "classical"]
     assert [point["patients"] for point in result["curve"]] == [2, 3]
     assert result["verdict"].startswith("Without synthetic scans: Dice 0.")
@@ -235,7 +235,7 @@ def test_a_classifier_learns_what_a_column_says(folders: tuple[Path, Path], tmp_
     scores = material.task.score(network, material.test)
     assert scores.nanmean(dim=0).tolist() == [1.0, 1.0]
     assert (~scores.isnan()).sum(dim=0).tolist() == [4, 12]
-    result = utility(real, None, tmp_path / "out", target="look", num_cases=(), num_seeds=2, steps=2, device="cpu")
+    result = utility(real, tmp_path / "out", target="look", num_cases=(), num_seeds=2, steps=2, device="cpu")
     assert result["metric"] == "balanced accuracy"
     with pytest.raises(BadInputError, match="expected at least 3 training scans with 'sex', got 0"):
         load_material(real, None, "sex", 0, CPU)
