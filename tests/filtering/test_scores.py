@@ -5,10 +5,11 @@ import pytest
 import torch
 from monai.metrics import compute_dice
 from scipy.spatial import KDTree
+from torchmetrics.functional.classification import binary_auroc
 
 from medgen.filtering.consistency import Segmenters, deal_folds, dice
 from medgen.filtering.geometry import field_of_view, orientation
-from medgen.filtering.intensity import class_intensities, units_compare
+from medgen.filtering.intensity import chance_of_more, class_intensities, units_compare
 from medgen.filtering.neighbors import nearest_distance, same_patient, search_real, similarity
 from medgen.filtering.size import class_sizes
 from medgen.metrics.descriptor import describe
@@ -45,9 +46,23 @@ def test_contrast_is_against_the_voxels_around_and_nothing_farther() -> None:
     unit[0, 13:27, 13:27] = 0.25
     unit[0][label == 2] = 0.75
     found = class_intensities(unit, unit, label, NAMES, {0: "MR"})
-    assert found["intensity_contrast:core"] == pytest.approx(0.5)
+    assert found["intensity_contrast:core"] == 1.0
+    alike = class_intensities(unit, torch.where(label == 2, 0.25, unit), label, NAMES, {0: "MR"})
+    assert alike["intensity_contrast:core"] == 0.5
+    windowed = class_intensities(unit, unit**3, label, NAMES, {0: "MR"})
+    assert windowed["intensity_contrast:core"] == found["intensity_contrast:core"]
     everywhere = class_intensities(unit, unit, torch.full((40, 40), 2), NAMES, {0: "MR"})
     assert "intensity_contrast:core" not in everywhere
+
+
+def test_the_chance_of_more_is_the_area_under_the_roc_curve() -> None:
+    draw = np.random.default_rng(0)
+    values, others = draw.integers(0, 9, 300), draw.integers(2, 11, 400)  # with ties
+    truth = np.repeat([1, 0], [300, 400])
+    area = float(binary_auroc(torch.from_numpy(np.concatenate([values, others]) / 10.0), torch.from_numpy(truth)))
+    assert chance_of_more(values, others) == pytest.approx(area, abs=1e-6)
+    many = draw.normal(1, 1, 150_001), draw.normal(0, 1, 200_000)
+    assert chance_of_more(*many) == pytest.approx(0.7602, abs=0.005)  # Phi(1 / sqrt 2)
 
 
 def test_source_units_compare_where_scans_agree_on_them() -> None:
