@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import expit
 
 from medgen.types import BadInputError
 
@@ -15,6 +16,7 @@ Scale = Literal["linear", "log", "logit"]
 Side = Literal["low", "high", "both"]
 _TAIL = 0.2  # share of the real scores to which the tail on either side is fitted
 _LOGIT_END = 1e-6
+_MOST_LOG = 709.0  # of what a float holds
 _SHAPES = (-0.3, 0.5)
 _END = 1e-3  # where a law that ends is left
 FEWEST = 4  # scores that a tolerance can be fitted to: with 5 patients, those of the others
@@ -61,9 +63,9 @@ class Kind:
             The score.
         """
         if self.scale == "log":
-            return math.exp(value)
+            return math.exp(value) if value < _MOST_LOG else math.inf
         if self.scale == "logit":
-            return 1 / (1 + math.exp(-value))
+            return float(expit(value))
         return value
 
 

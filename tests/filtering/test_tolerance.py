@@ -36,6 +36,9 @@ def test_scales_are_those_of_scipy() -> None:
     np.testing.assert_allclose(Kind("logit", "low").forward(values), special.logit(values))
     np.testing.assert_allclose([Kind("logit", "low").inverse(x) for x in special.logit(values)], values)
     np.testing.assert_allclose(Kind("log", "both").forward(values), np.log(values))
+    # Bounds of few real scans may lie beyond all that a float holds.
+    assert [Kind("logit", "low").inverse(x) for x in (-2000.0, 2000.0)] == [0.0, 1.0]
+    assert [Kind("log", "both").inverse(x) for x in (-2000.0, 2000.0)] == [0.0, np.inf]
 
 
 @pytest.mark.parametrize(("count", "share", "fails"), [(19, 0.05, 0), (38, 0.05, 0), (39, 0.05, 1), (9, 0.3, 2)])
