@@ -29,6 +29,7 @@ _KINDS: dict[str, Mapping[str, Any]] = {
 }
 COPY = "copy"
 ORIENTATION = "orientation"
+MOST_ALIKE = 0.99  # of scans of two patients; above this only nearly exact copies are found
 MISSING, UNSEEN, UNTESTED = "missing_class", "unseen_class", "untested_class"
 
 
@@ -252,6 +253,12 @@ def fit_gates(reference: Reference, *, chosen: Sequence[str] = GATES, real_rejec
         raise BadInputError(
             "gates: expected a reference with segmenters for the gate consistency, got one that was measured without. "
             "Give the folder of the real scans, or leave the gate out."
+        )
+    if COPY in chosen and reference.copy_threshold > MOST_ALIKE:
+        raise BadInputError(
+            "gates: expected real scans of different patients that can be told from copies, got some so alike that "
+            f"only copies of a correlation above {reference.copy_threshold:.4f} would be found. Say in a column "
+            "`patient` which scans are of one patient, or leave the gate copy out with --gates."
         )
     patients, scans = reference.patients, reference.scans
     source_units = units_compare([scan.scores for scan in scans], [scan.span for scan in scans])

@@ -297,6 +297,18 @@ def test_gates_measured_without_segmenters_cannot_judge_consistency(real: Path, 
         filter_pairs(made, real, tmp_path / "out", gates=["size", "geometry"])
 
 
+def test_copies_are_not_searched_among_scans_that_are_copies(made: Path, tmp_path: Path) -> None:
+    twins = write_real(tmp_path / "twins", range(20))
+    for seed in range(0, 20, 2):
+        image = np.asarray(Image.open(twins / "images" / f"r{seed:03d}.png")).astype(int)
+        image[0, 0] += 1
+        Image.fromarray(image.astype(np.uint8)).save(twins / "images" / f"r{seed + 1:03d}.png")
+    message = r"got some so alike that only copies of a correlation above (0\.99|1\.00).*`patient`"
+    with pytest.raises(BadInputError, match=message):
+        filter_pairs(made, twins, tmp_path / "out", gates=["size", "copy"])
+    assert filter_pairs(made, twins, tmp_path / "out", gates=["size"])["pairs"] == 14
+
+
 def test_five_patients_are_enough_for_a_larger_share(made: Path, tmp_path: Path) -> None:
     few = write_real(tmp_path / "few", range(5))
     with pytest.raises(BadInputError, match=r"of at least 19 patients.*--real_rejected 0\.167"):
