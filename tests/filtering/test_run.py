@@ -306,7 +306,7 @@ def test_copies_are_not_searched_among_scans_that_are_copies(made: Path, tmp_pat
     message = r"got some so alike that only copies of a correlation above (0\.99|1\.00).*`patient`"
     with pytest.raises(BadInputError, match=message):
         filter_pairs(made, twins, tmp_path / "out", gates=["size", "copy"])
-    assert filter_pairs(made, twins, tmp_path / "out", gates=["size"])["pairs"] == 14
+    assert filter_pairs(made, twins, tmp_path / "other", gates=["size"])["pairs"] == 14
 
 
 def test_five_patients_are_enough_for_a_larger_share(made: Path, tmp_path: Path) -> None:
