@@ -61,11 +61,19 @@ def plan_arms(ratios: Sequence[float]) -> list[Arm]:
     most = max(ratios)
     return [
         *arms,
-        Arm(DUPLICATES, f"real scans, and {most:g} copies of each", ratio=most, copies=True),
-        *(Arm(f"synthetic_{r:g}", f"real scans, and {r:g} synthetic ones for each", ratio=r) for r in ratios),
+        Arm(DUPLICATES, f"real scans, and {_copies(most)} of each", ratio=most, copies=True),
+        *(Arm(f"synthetic_{r:.3g}", f"real scans, and {_scans(r)} for each", ratio=r) for r in ratios),
         Arm("pretrained", "all synthetic scans first, then the real ones", ratio=None, pretrained=True),
         Arm("synthetic_only", "synthetic scans alone", real=False, ratio=None),
     ]
+
+
+def _scans(ratio: float) -> str:
+    return f"{ratio:.2g} synthetic scan{'' if ratio == 1 else 's'}"
+
+
+def _copies(ratio: float) -> str:
+    return "1 copy" if ratio == 1 else f"{ratio:.2g} copies"
 
 
 def count_synthetic(arm: Arm, num_real: int, num_synthetic: int) -> int:

@@ -147,7 +147,7 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(xs, [str(x) for x in xs])
     axes.minorticks_off()
-    axes.set_xlabel("real training patients (arms beside the last point learn from all of them)")
+    axes.set_xlabel("real training patients (beside the last point: ways to learn from all)")
     axes.set_ylabel(f"{result['metric']} on {result['test_scans']} test scans")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
