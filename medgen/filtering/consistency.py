@@ -27,12 +27,14 @@ from medgen.segmentation import (
     train_segmenter,
 )
 
-VERSION = 1  # raise when equal scans give other segmenters
+VERSION = 2  # raise when equal scans give other segmenters
 FOLDS = 3
 KINDS = {"consistency": Kind("logit", "low")}
 # Slices are stored turned and enlarged in more ways than volumes, whose orientation and spacing are known; and a real
-# scan that the judge has no eye for costs all others some of their tolerance.
-_AUGMENTATION = {2: Augmentation(rotation=90.0, scaling=0.35), 3: Augmentation()}
+# scan that the judge has no eye for costs all others some of their tolerance. Segmenters of volumes have seen classes
+# painted out, and find them no more where they are not: measured on hippocampus. On cardiac slices, where the judge
+# learns less in as many steps, it catches no more by that.
+_AUGMENTATION = {2: Augmentation(rotation=90.0, scaling=0.35), 3: Augmentation(erasing=0.3)}
 TOGETHER = "all classes"
 
 

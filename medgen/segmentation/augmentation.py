@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -26,6 +26,8 @@ class Augmentation:
         noise: Standard deviation of the noise.
         blur: Standard deviation of the Gaussian, in voxels.
         low_resolution: Logarithm of the factor by which the resolution is lowered and raised again.
+        erasing: Chance that a class is painted out of the image and taken off the label. A segmenter that has seen this
+            tells what is there by its look; others infer it from the place.
         chance: That brightness, contrast, blur, lower resolution or the elastic field is applied, each on its own.
     """
 
@@ -39,19 +41,14 @@ class Augmentation:
     noise: float = 0.05
     blur: float = 0.0
     low_resolution: float = 0.0
+    erasing: float = 0.0
     chance: float = 0.3
 
 
-# What nnU-Net does, with turns and scales in every crop, since few scans are learned from.
-CLASSICAL = Augmentation(
-    rotation=30.0,
-    scaling=0.25,
-    brightness=0.15,
-    contrast=0.3,
-    blur=1.0,
-    low_resolution=math.log(2),
-    elastic=0.06,
-)
+# What nnU-Net does, by spatial dimensions. Slices are turned and scaled in every crop, since few are learned from;
+# volumes, whose orientation and spacing are known, by half as much: with more a short training learns less.
+_INTENSITIES = Augmentation(brightness=0.15, contrast=0.3, blur=1.0, low_resolution=math.log(2), elastic=0.06)
+CLASSICAL = {2: replace(_INTENSITIES, rotation=30.0, scaling=0.25), 3: _INTENSITIES}
 UNCHANGED = Augmentation(rotation=0.0, scaling=0.0, shift=0.0, gamma=0.0, noise=0.0, chance=0.0)
 
 
@@ -71,6 +68,8 @@ def augment(pair: Pair, augmentation: Augmentation, patch: tuple[int, ...], gene
     grid = _crop(label, augmentation, patch, generator)
     image = F.grid_sample(image[None], grid, align_corners=False)[0]  # 0, the darkest value, outside
     label = F.grid_sample(label[None, None].float(), grid, mode="nearest", align_corners=False)[0].long()
+    if augmentation.erasing and float(torch.rand((), generator=generator)) < augmentation.erasing:
+        image, label = _erase(image, label, generator)
     return _change_intensities(image, augmentation, generator), label
 
 
@@ -102,6 +101,35 @@ def _crop(
         field = F.interpolate(knots, patch, mode=mode, align_corners=True)
         grid = grid + field.movedim(1, -1) * (crop / size).flip(0)
     return grid
+
+
+def _erase(image: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> Pair:
+    """One class painted over with what surrounds it and with the grain of another place, and taken off the label."""
+    shown = [value for value in label.unique().tolist() if value]
+    if not shown:
+        return image, label
+    which, wide, *places = torch.rand(2 + label.ndim - 1, generator=generator).tolist()
+    inside = label == shown[int(which * len(shown))]
+    pool = F.max_pool2d if label.ndim == 3 else F.max_pool3d
+    # Its rim is half of it; that of the other classes is theirs.
+    rim = pool(inside.float(), 3, 1, 1) > 0 if wide < 0.5 else inside
+    painted = rim & ((label == 0) | inside)
+    surroundings = _fill_in(image, ~painted)
+    grain = (image - _smooth(image, 1.0)).roll(
+        [int(place * n) for place, n in zip(places, label.shape[1:], strict=True)], list(range(1, label.ndim))
+    )
+    return torch.where(painted, surroundings + grain, image), torch.where(inside, 0, label)
+
+
+def _fill_in(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """What is not known, by means of ever larger blocks of what is."""
+    if min(image.shape[1:]) < 2 or known.all() or not known.any():
+        return torch.where(known, image, (image * known).sum() / known.sum().clamp(min=1))
+    pool, mode = (F.avg_pool2d, "bilinear") if image.ndim == 3 else (F.avg_pool3d, "trilinear")
+    share = pool(known.float(), 2, ceil_mode=True)
+    coarse = pool(torch.where(known, image, 0.0), 2, ceil_mode=True) / share.clamp(min=1e-6)
+    filled = _fill_in(coarse, share > 0)
+    return torch.where(known, image, F.interpolate(filled[None], image.shape[1:], mode=mode)[0])
 
 
 def _change_intensities(image: torch.Tensor, augmentation: Augmentation, generator: torch.Generator) -> torch.Tensor:

@@ -92,7 +92,7 @@ def utility(
     notes = list(material.notes)
     arms = plan_arms(_choose_ratios(ratios, material, notes))
     batch_size = 8 if target is not None else 4 if len(task.patch) == 2 else 2
-    recipe = Recipe(steps, batch_size, augmentation=CLASSICAL)
+    recipe = Recipe(steps, batch_size, augmentation=CLASSICAL[len(task.patch)])
     patients = len(set(material.train_groups))
     counts = sorted({count for count in num_cases if count < patients})
     names = {"real": Path(real).resolve().name, "synthetic": synthetic and Path(synthetic).resolve().name}

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from medgen.seeding import stream
 from medgen.segmentation import CLASSICAL, UNCHANGED, augment
-from medgen.segmentation.augmentation import _smooth
+from medgen.segmentation.augmentation import _erase, _fill_in, _smooth
 
 
 def _pair(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,6 +88,46 @@ def test_lower_resolution_loses_detail_and_not_the_place() -> None:
 
 def test_a_crop_depends_on_its_stream_alone() -> None:
     pair = _pair((40, 40))
-    first, second = (augment(pair, CLASSICAL, (32, 32), stream(5)) for _ in range(2))
+    first, second = (augment(pair, CLASSICAL[2], (32, 32), stream(5)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.equal(first[0], augment(pair, CLASSICAL, (32, 32), stream(6))[0])
+    assert not torch.equal(first[0], augment(pair, CLASSICAL[2], (32, 32), stream(6))[0])
+
+
+@pytest.mark.parametrize("shape", [(40, 32), (20, 24, 16)])
+def test_an_erased_class_is_gone_from_image_and_label_and_nothing_else_is(shape: tuple[int, ...]) -> None:
+    label = torch.zeros(shape, dtype=torch.uint8)
+    label[tuple(slice(n // 4, n // 2) for n in shape)] = 1
+    label[tuple(slice(5 * n // 8, 7 * n // 8) for n in shape)] = 3
+    image = torch.full((2, *shape), 0.25) + 0.5 * (label > 0)
+    gone = set()
+    for step in range(12):
+        made, given = _erase(image, label[None].long(), stream(7, step))
+        (erased,) = {1, 3} - set(given.unique().tolist())
+        gone.add(erased)
+        rest = label != erased
+        assert torch.equal(given[0][rest], label[rest].long()) and not given[0][~rest].any()
+        # What is around it goes on; the grain of another place may hold an edge.
+        assert made[:, ~rest].median(dim=1).values.tolist() == pytest.approx([0.25, 0.25], abs=0.05)
+        near = torch.from_numpy(distance_transform_edt(rest.numpy()) < 1.8)  # its rim
+        assert torch.equal(made[:, ~near], image[:, ~near])
+    assert gone == {1, 3}
+    empty = torch.zeros(shape, dtype=torch.uint8)
+    assert _erase(image, empty[None].long(), stream(7))[0] is image
+    changed = [
+        not torch.equal(
+            *(augment((image, label), replace(UNCHANGED, erasing=p), shape, stream(8, step))[1] for p in (0, 0.5))
+        )
+        for step in range(24)
+    ]
+    assert 4 < sum(changed) < 20
+
+
+def test_a_hole_is_filled_in_as_its_surroundings_go_on() -> None:
+    ramp = torch.linspace(0, 1, 64)[None, None].expand(1, 64, 64)
+    known = torch.ones(1, 64, 64, dtype=torch.bool)
+    known[:, 24:40, 20:44] = False
+    filled = _fill_in(torch.where(known, ramp, 9.0), known)
+    assert torch.equal(filled[known], ramp[known])
+    assert float((filled - ramp).abs().max()) < 0.15  # of 0.37 that the hole spans
+    constant = _fill_in(torch.where(known, 0.3, 9.0), known)
+    torch.testing.assert_close(constant, torch.full((1, 64, 64), 0.3), atol=1e-5, rtol=0)

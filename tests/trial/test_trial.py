@@ -99,7 +99,7 @@ def test_a_comparison_from_the_command_line_and_again(
 def test_each_arm_learns_from_what_it_says(folders: tuple[Path, Path]) -> None:
     material = load_material(folders[0], folders[1], None, 0, CPU)
     learned: list[tuple[list[int], int, bool]] = []
-    recipe = Recipe(9, 2, augmentation=CLASSICAL)
+    recipe = Recipe(9, 2, augmentation=CLASSICAL[2])
 
     class Watched(Segmentation):
         def learn(self, pairs, recipe, seed, name, start):
