@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medgen.data.dataset import read_dataset
@@ -102,6 +106,20 @@ def test_a_sample_is_the_one_that_an_unfiltered_run_makes(
     synthesize(tmp_path / "all", model=str(model), labels=labels, num_samples=4, **QUICK)
     plain, made = _voxels(tmp_path / "all"), {**_voxels(accepted), **_voxels(accepted / "rejected")}
     assert all(made[case] == voxels for case, voxels in plain.items())
+
+
+def test_two_processes_accept_the_same_samples(
+    accepted: Path, model: Path, gates: Path, labels: Path, tmp_path: Path
+) -> None:
+    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    options = {"output": tmp_path / "two", "model": model, "labels": labels, "filter": gates, "num_samples": 6, **QUICK}
+    given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, *launch.split(), "--dynamo_backend", "no", "-m", "medgen", "synthesize", *given]
+    # The number of threads decides the rounding; the launcher would choose one of its own.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert _voxels(tmp_path / "two") == _voxels(accepted)
+    assert _voxels(tmp_path / "two" / "rejected") == _voxels(accepted / "rejected")
 
 
 def test_an_interrupted_run_ends_with_the_same_samples(
