@@ -99,6 +99,16 @@ COMMANDS = {
         lower="Use fewer synthetic scans.",
         resume="Run the same command again: finished trainings are kept.",
     ),
+    "predict": Command(
+        module="medgen.test_time",
+        summary="segment scans with generative test-time augmentation, and say how sure it is",
+        examples=(
+            "  medgen predict --model runs/mine --segmenter seg.ts --input scans --output predictions\n"
+            "  medgen predict --model hippocampus-mr-3d --segmenter bundle --input scans --output predictions"
+        ),
+        lower="Lower --view_batch, or give --patch_size.",
+        resume="Run the same command again: finished scans are kept.",
+    ),
 }
 
 

@@ -238,6 +238,25 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def sha256_scan(path: Path) -> str:
+    """Digest of a file, or of all files of a DICOM series.
+
+    Args:
+        path: File or folder.
+
+    Returns:
+        SHA-256 in hexadecimal.
+
+    Raises:
+        BadInputError: If there is nothing.
+    """
+    if path.is_dir():
+        return hashlib.sha256("".join(sha256_file(part) for part in sorted(path.iterdir())).encode()).hexdigest()
+    if not path.is_file():
+        raise BadInputError(f"{path}: expected a file, got none. Add it, or take its case off the list.")
+    return sha256_file(path)
+
+
 def sha256_array(array: np.ndarray | torch.Tensor) -> str:
     """SHA-256 of an array's type, shape and values, independent of its memory layout.
 

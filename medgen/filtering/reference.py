@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from medgen.data.case import TRAIN_SPLITS, Case, Dataset
 from medgen.filtering.consistency import VERSION
 from medgen.filtering.measure import Instruments, Measured
-from medgen.provenance import sha256_file
+from medgen.provenance import sha256_scan
 from medgen.types import BadInputError
 
 _VERSION = 3  # raise when measurements of equal scans change
@@ -126,22 +125,3 @@ def digest_of(dataset: Dataset, settings: Mapping[str, Any], *, segmenters: bool
     return hashlib.sha256(
         json.dumps([VERSION, None if segmenters else _VERSION, names, content, others, dict(settings)]).encode()
     ).hexdigest()
-
-
-def sha256_scan(path: Path) -> str:
-    """Digest of a file, or of all files of a DICOM series.
-
-    Args:
-        path: File or folder.
-
-    Returns:
-        SHA-256 in hexadecimal.
-
-    Raises:
-        BadInputError: If there is nothing.
-    """
-    if path.is_dir():
-        return hashlib.sha256("".join(sha256_file(part) for part in sorted(path.iterdir())).encode()).hexdigest()
-    if not path.is_file():
-        raise BadInputError(f"{path}: expected a file, got none. Add it, or take its case off the list.")
-    return sha256_file(path)

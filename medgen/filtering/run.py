@@ -22,11 +22,10 @@ from medgen.filtering.folder import (
 )
 from medgen.filtering.gates import Gate, Gates
 from medgen.filtering.judging import judge_cases
-from medgen.filtering.reference import sha256_scan
 from medgen.filtering.source import find_reference
 from medgen.filtering.summary import write_summary
 from medgen.precision import resolve_device
-from medgen.provenance import MANIFEST, SampleRecord, read_manifest
+from medgen.provenance import MANIFEST, SampleRecord, read_manifest, sha256_scan
 from medgen.types import BadInputError
 
 

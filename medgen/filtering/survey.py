@@ -12,10 +12,10 @@ from medgen.data.dataset import load_label
 from medgen.filtering.consistency import train_segmenters
 from medgen.filtering.measure import build_instruments, measure_all
 from medgen.filtering.neighbors import search_real
-from medgen.filtering.reference import Reference, digest_of, patient_of, sha256_scan, training_cases
+from medgen.filtering.reference import Reference, digest_of, patient_of, training_cases
 from medgen.filtering.storage import read_reference, save_reference
 from medgen.filtering.tolerance import FEWEST
-from medgen.provenance import sha256_file
+from medgen.provenance import sha256_file, sha256_scan
 from medgen.types import BadInputError
 
 

@@ -14,6 +14,7 @@ from medgen.conditions.edge import EdgeSettings
 from medgen.conditions.mask import MaskForm
 from medgen.data.intensity import IntensityMap, Normalization
 from medgen.diffusion.objective import Objective
+from medgen.generator.familiarity import Familiarity
 from medgen.types import BadInputError
 
 
@@ -80,6 +81,7 @@ class GeneratorConfig:
         attributes: Facts that steer it, and how they are written as numbers.
         text_template: How its training texts were made of columns of the metadata; None if they were a column.
         text_padding: Whether its text encoder embeds the padding too, as Stable Diffusion's does.
+        familiarity: How to tell scans that it knows from others; None where it was not learned.
         training: Summary for the card: data, steps, seeds, versions.
     """
 
@@ -110,6 +112,7 @@ class GeneratorConfig:
     attributes: dict[str, Attribute] = field(default_factory=dict)
     text_template: str | None = None
     text_padding: bool = False
+    familiarity: Familiarity | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
 

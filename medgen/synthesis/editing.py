@@ -310,7 +310,7 @@ def _plan(
         check_labels(label, new_label, region)
     after = label if new_label is None else new_label
     steered = None if "mask" not in generator.conditions else after
-    item = _steered(generator, grid, steered, text=text, facts=facts or {}, edge=edge, seed=seed)
+    item = steered_scan(generator, grid, steered, text=text, facts=facts or {}, edge=edge, seed=seed)
     return replace(item, scan=scan), after
 
 
@@ -368,18 +368,34 @@ def _check_shapes(grid: Grid, image: torch.Tensor, **labels: torch.Tensor | None
             )
 
 
-def _steered(
+def steered_scan(
     generator: Generator,
     grid: Grid,
     label: torch.Tensor | None,
     *,
-    text: str | None,
-    facts: Mapping[str, str],
-    edge: torch.Tensor | None,
-    seed: int,
+    text: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    edge: torch.Tensor | None = None,
+    seed: int = 0,
 ) -> LabelledGrid:
-    """What steers the edit, checked, on the model's grid."""
-    spec = SampleSpec("edit", 0, seed, "none" if label is None else "files", text=text, attributes=dict(facts))
+    """What steers the making of a scan, checked, on the model's grid.
+
+    Args:
+        generator: The model.
+        grid: Of the scan.
+        label: ``(H, W[, D])`` values as in files; None for none.
+        text: What it should show, in words.
+        facts: Value of each attribute that is to steer it.
+        edge: ``(1, H, W[, D])`` edge strength in [0, 1].
+        seed: Of its noise.
+
+    Returns:
+        As for :func:`medgen.synthesis.steering.batch_condition`.
+
+    Raises:
+        BadInputError: If the model lacks a condition, or one cannot be used.
+    """
+    spec = SampleSpec("edit", 0, seed, "none" if label is None else "files", text=text, attributes=dict(facts or {}))
     check_steering(generator, [spec])
     placement = place_on_model(grid, generator)
     index = None
@@ -389,5 +405,5 @@ def _steered(
         require_conditions(generator, {"edge": "edge"})
         check_edges(edge, grid.shape)
         edge = to_model(edge, placement, mode="linear", padding="constant").clamp_(0, 1)
-    facts = steering_facts(spec, placement, generator.config)
-    return LabelledGrid(spec, placement, label, index, {}, edge=edge, facts=facts)
+    known = steering_facts(spec, placement, generator.config)
+    return LabelledGrid(spec, placement, label, index, {}, edge=edge, facts=known)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from medgen.data.dataset import Dataset, split_cases
 from medgen.generator import Generator
+from medgen.generator.familiarity import fit_familiarity
 from medgen.networks import Autoencoder, Denoiser, add_lora, merge_lora, save_lora
 from medgen.planning import (
     DenoiserPlan,
@@ -394,6 +395,9 @@ class Run:
             seed=self.seed,
         )
         self._loop(stage, plan.batch_size)
+        if is_image and self.accelerator.is_main_process:
+            scans = (crop_to({"image": read_scan(scan)["image"]}, self.plan.size, None) for scan in train_scans)
+            generator.config.familiarity = fit_familiarity(generator, (scan["image"][None] for scan in scans))
         if saves and self.accelerator.is_main_process:
             self._save(generator)
         self.accelerator.wait_for_everyone()

@@ -148,7 +148,7 @@ def wrap_like(value: Any, carried: Carried) -> Any:
         return tensor
     meta = {ImageMetaKey.FILENAME_OR_OBJ: carried.file, SYNTHETIC: True}
     meta |= {MetaKeys.SPACE: carried.space} if carried.space else {}
-    # Without it an identity is what MONAI gives where a file has no affine (medgen.transforms.scans.affine_of).
+    # Without it an identity is what MONAI gives where a file has no affine (medgen.generator.scans.affine_of).
     meta |= {} if carried.original_affine is None else {MetaKeys.ORIGINAL_AFFINE: carried.original_affine.copy()}
     meta |= {} if carried.spatial_shape is None else {MetaKeys.SPATIAL_SHAPE: np.array(carried.spatial_shape)}
     return MetaTensor(tensor, affine=torch.tensor(carried.affine), meta=meta)

@@ -19,7 +19,7 @@ from monai.transforms.transform import MapTransform
 from monai.utils import convert_to_tensor
 
 from medgen.generator import Generator
-from medgen.transforms.scans import cast_like, check_place
+from medgen.generator.scans import cast_like, check_place
 from medgen.transforms.subjects import close_sample, open_sample
 from medgen.transforms.variation import Conditions, Noising, Variation, check_prob
 from medgen.transforms.workers import DrawnWithin, SeededInWorkers

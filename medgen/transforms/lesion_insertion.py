@@ -18,9 +18,9 @@ from scipy import ndimage
 from scipy.signal import fftconvolve
 
 from medgen.generator import Generator, GeneratorConfig
+from medgen.generator.scans import affine_of, check_place, give_back, grid_of, read_image, read_label
 from medgen.synthesis import edit
 from medgen.synthesis.inpainting import BAND, MARGIN
-from medgen.transforms.scans import affine_of, check_place, give_back, grid_of, read_image, read_label
 from medgen.transforms.subjects import close_sample, open_sample
 from medgen.transforms.variation import Noising, Variation, check_prob
 from medgen.transforms.workers import DrawnWithin, SeededInWorkers

@@ -17,12 +17,12 @@ import torch
 from medgen.conditions.edge import extract_edges
 from medgen.data.geometry import from_model, to_model, valid_mask
 from medgen.generator import Generator
+from medgen.generator.scans import check_place, give_back, grid_of, read_image, read_label
 from medgen.precision import Precision, resolve_precision
 from medgen.synthesis import SamplingSettings, translate_batch
 from medgen.synthesis.inpainting import check_strength
 from medgen.synthesis.labels import place_on_model
 from medgen.transforms.model_reference import ModelReference
-from medgen.transforms.scans import check_place, give_back, grid_of, read_image, read_label
 from medgen.types import BadInputError, Grid
 
 # Seen on scans of the heart and the hippocampus: below, little changes but what the autoencoder loses; above, what no
@@ -52,7 +52,7 @@ class Variation:
     same of a scan in any units; one with a fixed window needs its units, or `scaled_window`. What lies beyond the
     model's range (the highest and lowest 0.5 % by default) is clipped.
 
-    A scan without an affine is taken to lie on the model's grid (:func:`medgen.transforms.scans.grid_of`). The model
+    A scan without an affine is taken to lie on the model's grid (:func:`medgen.generator.scans.grid_of`). The model
     knows whole scans as medgen reads them: put the transform before crops and flips, and read pictures rows first
     (``LoadImaged(..., reader="PILReader", reverse_indexing=False)``).
 

@@ -21,6 +21,7 @@ from monai.data import (
 from monai.transforms import Compose, EnsureTyped, Flipd, LoadImaged, Orientationd, ScaleIntensityd, Spacingd
 from monai.utils import set_determinism
 
+from medgen.generator.scans import affine_of
 from medgen.transforms import (
     Corruptiond,
     LowDosed,
@@ -34,7 +35,6 @@ from medgen.transforms import (
     RandSyntheticReplaceDict,
     SyntheticBank,
 )
-from medgen.transforms.scans import affine_of
 from medgen.types import BadInputError
 
 KEYS = ("image", "label")

@@ -21,6 +21,7 @@ from scipy import ndimage, stats
 
 from medgen.data.intensity import Normalization
 from medgen.generator import Generator
+from medgen.generator.scans import grid_of
 from medgen.synthesis import SamplingSettings, translate
 from medgen.transforms import (
     RandDiffusionCompositd,
@@ -30,7 +31,6 @@ from medgen.transforms import (
     RandDiffusionVariationd,
     RandLesionInsertiond,
 )
-from medgen.transforms.scans import grid_of
 from medgen.transforms.variation import Noising
 from medgen.types import BadInputError, Grid
 

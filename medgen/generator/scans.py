@@ -1,4 +1,4 @@
-"""Scans of a training loop as a generator takes them, and back: geometry, labels, units and number types."""
+"""Scans in memory as a generator takes them, and back: geometry, labels, units and number types."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from monai.data.utils import orientation_ras_lps, to_affine_nd
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from nibabel import orientations
 
-from medgen.generator import GeneratorConfig
-from medgen.transforms.carriers import is_whole
+from medgen.generator.config import GeneratorConfig
 from medgen.types import BadInputError, Grid, Shape
 
 # Share of the model's window below which a scan cannot be in the units of the window: [0, 1] is 0.4 % of 0 to 255,
@@ -189,7 +188,9 @@ def cast_like(values: torch.Tensor, like: Any) -> Any:
     Returns:
         The values in its kind and number type, with its affine and on its device.
     """
-    if is_whole(like) and values.is_floating_point():
-        limits = torch.iinfo(like.dtype) if isinstance(like, torch.Tensor) else np.iinfo(like.dtype)
+    kind = like.dtype if isinstance(like, torch.Tensor) else np.asarray(like).dtype
+    inexact = kind.is_floating_point if isinstance(kind, torch.dtype) else np.issubdtype(kind, np.inexact)
+    if not inexact and values.is_floating_point():
+        limits = torch.iinfo(kind) if isinstance(kind, torch.dtype) else np.iinfo(kind)
         values = values.round().clamp(limits.min, limits.max)
     return convert_to_dst_type(values, like)[0]

@@ -1,0 +1,21 @@
+"""Better predictions at test time, and how sure they are, for any segmenter."""
+
+from medgen.test_time.aggregate import Agreement, Consensus
+from medgen.test_time.augment import GenerativeTTA, Prediction
+from medgen.test_time.geometric import change_intensities, flips
+from medgen.test_time.predict import predict
+from medgen.test_time.segmenter import Segmenter
+from medgen.test_time.views import GenerativeViews, ViewSettings
+
+__all__ = [
+    "Agreement",
+    "Consensus",
+    "GenerativeTTA",
+    "GenerativeViews",
+    "Prediction",
+    "Segmenter",
+    "ViewSettings",
+    "change_intensities",
+    "flips",
+    "predict",
+]

@@ -1,0 +1,419 @@
+"""Test-time augmentation by generative views, for any segmenter.
+
+References:
+    Ma et al. 2026, arXiv:2406.17608 (TTGA). Wang et al. 2019, arXiv:1807.07356 (test-time augmentation).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from monai.utils import convert_to_tensor
+
+from medgen.data.geometry import from_model
+from medgen.generator import Generator
+from medgen.generator.familiarity import deep_features
+from medgen.generator.scans import affine_of, grid_of, read_image
+from medgen.precision import Precision, resolve_precision
+from medgen.synthesis.editing import steered_scan
+from medgen.synthesis.steering import batch_condition
+from medgen.test_time.aggregate import Agreement, Combination, Consensus, Weighting
+from medgen.test_time.attention import attended_region
+from medgen.test_time.geometric import Flip, change_intensities, flips
+from medgen.test_time.masks import MaskKind, check_kind, random_blocks, uncertain_region
+from medgen.test_time.null_text import NullTextViews
+from medgen.test_time.segmenter import Network, Output, Segmenter
+from medgen.test_time.slices import SliceViews
+from medgen.test_time.views import GenerativeViews, ViewSettings
+from medgen.types import BadInputError, Grid
+
+NULL_TEXT = "null_text"
+_STABLE = 0.999  # share of the voxels of the classes that stay, from which a consensus counts as the same
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction(Agreement):
+    """What came of all views of a scan.
+
+    Attributes:
+        evaluations: Rows that the denoiser has seen; a backward pass counts as two.
+        segmentations: Passes of the segmenter.
+        seconds: All together.
+        fallback: Why there are no generative views; empty where there are.
+        stopped: Why there are fewer views than were asked for; empty where there are all.
+        familiarity: Score of the scan by what the generator knows, about 1 for known ones; None where it was not asked.
+    """
+
+    evaluations: int
+    segmentations: int
+    seconds: float
+    fallback: str
+    stopped: str
+    familiarity: float | None
+
+
+class GenerativeTTA:
+    """A segmenter that also sees what a generator makes of a scan, and says how sure it is.
+
+    The scan and its views are segmented, the predictions averaged. A view is the scan after some noise and the way back
+    (:mod:`medgen.diffusion.inversion`): of the anatomy that the generator knows, with other noise, and inside a mask
+    only. Each is also mirrored in its own way, if the segmenter has seen mirror images in training.
+
+    The generator sees the scan by its own normalization and on its own grid; the segmenter gets what it is given, and
+    views in the same units and on the same voxels. What a view does not change it has bit for bit.
+
+    Args:
+        segmenter: From ``(1, C, H, W[, D])`` to ``(1, K, H, W[, D])``: a module, TorchScript, exported
+            program or function.
+        generator: A Generator on its device, or folder, embedded name or Hub id of one. 2D models see volumes slice by
+            slice.
+        num_views: Generative views beside the scan itself.
+        mask: Where views may differ: ``everywhere``; ``uncertainty``, where the segmenter is unsure of the scan;
+            ``attention``, where a model that texts steer attends to the words; random ``blocks``, others in each view;
+            or ``hybrid``, blocks of the region of attention, or of uncertainty where there are no words.
+        strength: Share in (0, 1] of the noise process that is gone.
+        randomness: rho in [0, 1]: 0 gives the scan back, 1 draws all noise anew.
+        num_inference_steps: Steps within the strength.
+        method: An inversion of :data:`medgen.diffusion.inversion.METHODS`, or ``null_text``, the published method
+            (:mod:`medgen.test_time.null_text`), for comparison.
+        guidance_scale: w for the conditions, of all or by name; 1 makes one pass a step.
+        detail: Share in [0, 1] of the scan's own detail that views keep (:class:`medgen.test_time.views.ViewSettings`).
+        geometric: Whether views are mirrored, along all axes or those given, from 0.
+        intensity: Whether views also get another gamma, contrast, brightness and noise.
+        combination: ``mean`` of probabilities, ``logit`` mean or ``vote``.
+        weighting: ``equal`` or by ``confidence``.
+        outlier_dice: Views that agree less with the others than this share of their own agreement do not count.
+        patience: Stop after so many views that leave the consensus as it is; 0 makes all.
+        max_evaluations: Most denoiser rows for a scan; None has no limit.
+        max_seconds: Time for a scan, after which the best so far is returned; None has no limit. With it results depend
+            on the machine.
+        check_familiarity: Whether scans that the generator does not know get geometric views instead; it must have
+            learned what it knows (training does, from eight scans on).
+        condition_on_prediction: Whether the prediction for the scan steers the model, which has the same classes.
+        view_batch: Views that go through the networks together; memory grows with it, and with nothing else.
+        window: Latent voxels per axis of the windows that the denoiser sees of a large scan; None shows it whole.
+        slice_axis: Spatial axis along which a volume is cut for a 2D generator, from 0 or, negative, from the end.
+        output: What the segmenter gives: ``logits``, ``probabilities`` or ``sigmoid``.
+        inferer: Called as ``inferer(inputs, segmenter)``, such as MONAI's SlidingWindowInferer or SliceInferer.
+        scaled_window: For a generator with a fixed intensity window: what its two ends have become in the scans.
+        precision: Of the generator's networks: ``fp32``, ``bf16``, or ``auto`` for what is fast on the device.
+        seed: Of all noise.
+        device: Where a named generator is loaded.
+
+    Raises:
+        BadInputError: If an option is none or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        segmenter: Network | Segmenter,
+        generator: Generator | str,
+        *,
+        num_views: int = 10,
+        mask: MaskKind = "everywhere",
+        strength: float = 0.3,
+        randomness: float = 1.0,
+        num_inference_steps: int = 5,
+        method: str = "edit_friendly",
+        guidance_scale: float | Mapping[str, float] | None = 1.0,
+        detail: float = 0.0,
+        geometric: bool | Sequence[int] = True,
+        intensity: bool = False,
+        combination: Combination = "mean",
+        weighting: Weighting = "equal",
+        outlier_dice: float = 0.5,
+        patience: int = 0,
+        max_evaluations: int | None = None,
+        max_seconds: float | None = None,
+        check_familiarity: bool = True,
+        condition_on_prediction: bool = False,
+        view_batch: int = 4,
+        window: Sequence[int] | None = None,
+        slice_axis: int = -1,
+        output: Output = "logits",
+        inferer: Any = None,
+        scaled_window: tuple[float, float] | None = None,
+        precision: Precision = "auto",
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        check_kind(mask)
+        for name, value, least in (
+            ("num_views", num_views, 1),
+            ("view_batch", view_batch, 1),
+            ("patience", patience, 0),
+        ):
+            if value < least:
+                raise BadInputError(f"{name}: expected at least {least}, got {value}.")
+        for name, bound in (("max_evaluations", max_evaluations), ("max_seconds", max_seconds)):
+            if bound is not None and not bound > 0:
+                raise BadInputError(f"{name}: expected a number above 0, got {bound}.")
+        Consensus(combination=combination, weighting=weighting, outlier_dice=outlier_dice)
+        self.segmenter = (
+            segmenter if isinstance(segmenter, Segmenter) else Segmenter(segmenter, output=output, inferer=inferer)
+        )
+        self.generator = (
+            generator if isinstance(generator, Generator) else Generator.from_pretrained(generator, device=device)
+        )
+        self.settings = ViewSettings(
+            method="edit_friendly" if method == NULL_TEXT else method,
+            strength=strength,
+            randomness=randomness,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            detail=detail,
+            precision=resolve_precision(precision, self.generator.device),
+        )
+        self.published = method == NULL_TEXT
+        self.num_views, self.mask, self.geometric, self.intensity = num_views, mask, geometric, intensity
+        self.combination, self.weighting, self.outlier_dice = combination, weighting, outlier_dice
+        self.patience, self.max_evaluations, self.max_seconds = patience, max_evaluations, max_seconds
+        self.check_familiarity, self.condition_on_prediction = check_familiarity, condition_on_prediction
+        self.view_batch, self.window = view_batch, None if window is None else tuple(window)
+        self.scaled_window, self.slice_axis, self.seed = scaled_window, slice_axis, seed
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        mask: torch.Tensor | None = None,
+        text: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Prediction:
+        """Segment a scan with all of its views.
+
+        Args:
+            image: ``(C, H, W[, D])`` tensor, MetaTensor or array, as the segmenter takes it. Without an affine it is
+                taken to lie on the generator's grid.
+            mask: ``(H, W[, D])`` bool, where views may differ, in place of the kind that was chosen.
+            text: What the scan shows, for a generator that texts steer.
+            attributes: Facts about it, for one that they steer.
+
+        Returns:
+            The consensus, its uncertainty, and what it took.
+
+        Raises:
+            BadInputError: If the scan does not fit the generator or holds other than finite numbers, or the segmenter's
+                output does not fit the scan.
+            MemoryError: If the scan is too large for a network.
+        """
+        started = time.monotonic()
+        inputs = convert_to_tensor(image, track_meta=False).detach().cpu().float()
+        self._check(inputs, mask)
+        calls = self.segmenter.calls
+        consensus = Consensus(combination=self.combination, weighting=self.weighting, outlier_dice=self.outlier_dice)
+        first = self.segmenter(inputs)
+        consensus.add(first)
+        maker, familiarity = self._maker(image, first, text, attributes)
+        spent = 0 if familiarity is None else 1
+        count = self._affordable(maker, spent)
+        fallback = self._refusal(maker, familiarity, count)
+        stopped = ""
+        mirrors = self._mirrors(inputs.ndim - 1)
+        last, same = consensus.label(), 0
+        views = self._plain(inputs, mirrors) if fallback else self._views(inputs, maker, mirrors, mask, first, count)
+        for view, mirror in views:
+            consensus.add(mirror(self.segmenter(mirror(view))))
+            now = consensus.label()
+            same, last = same + 1 if _alike(now, last) else 0, now
+            if self.patience and same >= self.patience:
+                stopped = f"the consensus stayed the same over {same} views"
+                break
+            if self.max_seconds is not None and time.monotonic() - started > self.max_seconds:
+                stopped = f"{self.max_seconds:g} seconds were over"
+                break
+        else:
+            if not fallback and count < self.num_views:
+                stopped = f"{self.max_evaluations} evaluations allow {count} views"
+        agreement = consensus.result()
+        return Prediction(
+            **{item.name: getattr(agreement, item.name) for item in fields(Agreement)},
+            evaluations=spent + maker.evaluations,
+            segmentations=self.segmenter.calls - calls,
+            seconds=time.monotonic() - started,
+            fallback=fallback,
+            stopped=stopped,
+            familiarity=familiarity,
+        )
+
+    def _check(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if inputs.ndim not in (3, 4):
+            raise BadInputError(
+                f"image: expected (C, H, W) or (C, H, W, D), got shape {tuple(inputs.shape)}. Put the channels first, "
+                "and give one scan at a time."
+            )
+        if not bool(torch.isfinite(inputs).all()):
+            raise BadInputError("image: expected finite intensities, got NaN or infinity. Repair the scan.")
+        dims = self.generator.config.spatial_dims
+        if dims > inputs.ndim - 1:
+            raise BadInputError(
+                f"image: expected a volume for the {dims}D generator '{self.generator.config.name}', got shape "
+                f"{tuple(inputs.shape)}. Choose a 2D one."
+            )
+        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != tuple(inputs.shape[1:])):
+            raise BadInputError(
+                f"mask: expected bool of the shape of the scan {tuple(inputs.shape[1:])}, got {mask.dtype} "
+                f"{tuple(mask.shape)}."
+            )
+
+    def _maker(
+        self, image: Any, first: torch.Tensor, text: str | None, attributes: Mapping[str, str] | None
+    ) -> tuple[GenerativeViews | SliceViews, float | None]:
+        """Makes views of the scan; and how well the generator knows it."""
+        generator, config = self.generator, self.generator.config
+        scan = read_image(image, config, self.scaled_window).float()
+        channels = len(config.channel_names)
+        if len(scan) != channels:
+            raise BadInputError(
+                f"image: expected the {channels} channel(s) of the generator '{config.name}' "
+                f"({', '.join(config.channel_names.values())}), got {len(scan)}. Choose another generator."
+            )
+        # One normalization for all slices of a volume, so that they go together.
+        intensity = config.normalization.fit(scan)
+        shown = self._prediction_as_label(first) if self.condition_on_prediction else None
+
+        def build(part: torch.Tensor, grid: Grid, label: torch.Tensor | None) -> GenerativeViews:
+            item = steered_scan(generator, grid, label, text=text, facts=attributes)
+            kind = NullTextViews if self.published else GenerativeViews
+            return kind(
+                generator,
+                part,
+                item.placement,
+                intensity,
+                batch_condition(generator, [item]),
+                self.settings,
+                seed=self.seed,
+                window=self.window,
+            )
+
+        maker: GenerativeViews | SliceViews
+        if config.spatial_dims == scan.ndim - 1:
+            maker = middle = build(scan, grid_of(image, config), shown)
+        else:
+            axis = self.slice_axis % 3
+            grid = _slice_grid(image, config.spacing, axis)
+            labels = [None] * scan.shape[axis + 1] if shown is None else shown.unbind(axis)
+            parts = [build(part, grid, label) for part, label in zip(scan.unbind(axis + 1), labels, strict=True)]
+            maker, middle = SliceViews(parts, axis), parts[len(parts) // 2]
+        known = config.familiarity
+        if not self.check_familiarity or known is None:
+            return maker, None
+        return maker, known.score(deep_features(generator, middle.scan[None]))
+
+    def _prediction_as_label(self, first: torch.Tensor) -> torch.Tensor:
+        classes = self.generator.num_classes
+        if len(first) != classes:
+            raise BadInputError(
+                f"condition_on_prediction: expected a segmenter of the {classes} classes of the generator "
+                f"'{self.generator.config.name}', got {len(first)}. Leave it out."
+            )
+        return self.generator.index_to_label(first.argmax(dim=0))
+
+    def _affordable(self, maker: GenerativeViews | SliceViews, spent: int) -> int:
+        """Views that the bound on evaluations allows."""
+        if self.max_evaluations is None:
+            return self.num_views
+        before, each = maker.cost()
+        return min(self.num_views, (self.max_evaluations - spent - before) // max(each, 1))
+
+    def _refusal(self, maker: GenerativeViews | SliceViews, familiarity: float | None, count: int) -> str:
+        """Why there can be no generative views; empty if there can."""
+        known = self.generator.config.familiarity
+        if familiarity is not None and known is not None and familiarity > known.limit:
+            return (
+                f"the generator '{self.generator.config.name}' does not know such scans: score {familiarity:.2f}, "
+                f"limit {known.limit:.2f}"
+            )
+        if count < 1:
+            return f"{self.max_evaluations} evaluations allow no view: the first takes {sum(maker.cost())}"
+        return ""
+
+    def _mirrors(self, dims: int) -> tuple[Flip, ...]:
+        if isinstance(self.geometric, bool):
+            return flips(dims) if self.geometric else flips(dims, ())
+        unknown = [axis for axis in self.geometric if not 0 <= axis < dims]
+        if unknown:
+            raise BadInputError(f"geometric: expected spatial axes from 0 to {dims - 1}, got {unknown}.")
+        return flips(dims, tuple(self.geometric))
+
+    def _plain(self, inputs: torch.Tensor, mirrors: tuple[Flip, ...]) -> Iterator[tuple[torch.Tensor, Flip]]:
+        """The scan in its mirror images; with other intensities beyond those or where it is asked for."""
+        yield from ((inputs, mirror) for mirror in mirrors[1:])
+        for number in range(1, 1 + self.num_views):
+            if self.intensity:
+                changed = change_intensities(inputs, seed=self.seed, number=number)
+                yield changed, mirrors[number % len(mirrors)]
+
+    def _views(
+        self,
+        inputs: torch.Tensor,
+        maker: GenerativeViews | SliceViews,
+        mirrors: tuple[Flip, ...],
+        mask: torch.Tensor | None,
+        first: torch.Tensor,
+        count: int,
+    ) -> Iterator[tuple[torch.Tensor, Flip]]:
+        """Mirror images of the scan, and generative views, each mirrored in its own way."""
+        yield from ((inputs, mirror) for mirror in mirrors[1:])
+        region = self._region(maker, first) if mask is None else mask
+        numbers = iter(range(1, 1 + count))
+        while chunk := list(islice(numbers, self.view_batch)):
+            masks = [self._mask(region, inputs.shape[1:], number, given=mask is not None) for number in chunk]
+            for number, made in zip(chunk, maker.make(chunk, masks), strict=True):
+                view = inputs + made * self._unit()
+                if self.intensity:
+                    view = change_intensities(view, seed=self.seed, number=number)
+                yield view, mirrors[number % len(mirrors)]
+
+    def _region(self, maker: GenerativeViews | SliceViews, first: torch.Tensor) -> torch.Tensor | None:
+        """Where views may differ, but for the blocks; None is everywhere."""
+        if self.mask in ("everywhere", "blocks"):
+            return None
+        attends = isinstance(maker, GenerativeViews) and "text" in maker.condition.parts
+        if self.mask == "attention" or (self.mask == "hybrid" and attends):
+            if not isinstance(maker, GenerativeViews):
+                raise BadInputError(
+                    "mask: expected another than 'attention' for slices of a volume. Take 'uncertainty'."
+                )
+            return from_model(attended_region(maker), maker.placement, mode="nearest")
+        return uncertain_region(-torch.xlogy(first, first).sum(dim=0), len(first))
+
+    def _mask(
+        self, region: torch.Tensor | None, shape: Sequence[int], number: int, *, given: bool
+    ) -> torch.Tensor | None:
+        if given or self.mask not in ("blocks", "hybrid"):
+            return region
+        blocks = random_blocks(shape, seed=self.seed, number=number)
+        return blocks if region is None else blocks & region
+
+    def _unit(self) -> float:
+        """The unit of the generator's window in that of the scan."""
+        if self.scaled_window is None:
+            return 1.0
+        window = self.generator.config.normalization
+        return (self.scaled_window[1] - self.scaled_window[0]) / (window.high - window.low)
+
+
+def _slice_grid(image: Any, spacing: Sequence[float] | None, axis: int) -> Grid:
+    """Grid of the slices of a volume."""
+    others = [other for other in range(3) if other != axis]
+    shape, affine = tuple(image.shape[1:]), affine_of(image)
+    own = np.eye(4)
+    if affine is not None:
+        own[:3, :3], own[:3, 3] = affine[:3, [*others, axis]], affine[:3, 3]
+    elif spacing is not None:
+        own[:2, :2] = np.diag(spacing)
+    known = affine is not None or spacing is not None
+    return Grid(tuple(shape[other] for other in others), own, known=known)
+
+
+def _alike(label: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether nearly all voxels of the classes are the same."""
+    differ, shown = int((label != other).sum()), int(((label > 0) | (other > 0)).sum())
+    return differ <= (1 - _STABLE) * shown
