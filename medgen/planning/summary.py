@@ -80,6 +80,8 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
 def learned_from(plan: Plan, dataset: Dataset) -> Dataset:
     """The scans that a plan has a use for: all of them, or those with a label map where nothing else steers.
 
+    A model that is tuned to a folder without any label map learns how its scans look.
+
     Args:
         plan: The plan.
         dataset: The scans.
@@ -88,6 +90,8 @@ def learned_from(plan: Plan, dataset: Dataset) -> Dataset:
         The data set with these cases.
     """
     labels = plan.denoiser.conditions.needs_labels
+    if plan.tuning is not None and all(case.label is None for case in dataset.cases):
+        labels = False
     return dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None or not labels])
 
 

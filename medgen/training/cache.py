@@ -133,7 +133,8 @@ def cache_scans(
 
     def check(case: Case, sample: Sample) -> None:
         source = case.images[0]
-        if sample.image is None or (sample.label is None and plan.denoiser.conditions.needs_labels):
+        needed = plan.denoiser.conditions.needs_labels and plan.tuning is None
+        if sample.image is None or (sample.label is None and needed):
             raise BadInputError(f"{source}: expected an image and a label, got only one of them. Add the other.")
         if plan.spacing is not None and not sample.grid.known:
             raise BadInputError(

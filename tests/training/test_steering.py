@@ -249,6 +249,32 @@ def test_a_model_is_tuned_by_what_steers_it(folder, tmp_path, tiny_plan, rank):
     assert torch.equal(base.text_encoder.positions, made.text_encoder.positions)  # as planned: the words stay
 
 
+def test_a_model_is_adapted_to_scans_without_labels_and_learns_to_know_them(folder, tmp_path, tiny_plan):
+    train(folder, tmp_path / "base", plan=tiny_plan(label=None), device="cpu")
+    (tmp_path / "target" / "images").mkdir(parents=True)
+    for index in range(12):
+        picture = ndimage.gaussian_filter(np.random.default_rng(index).normal(size=(16, 16)), 2)
+        Image.fromarray((120 + 300 * picture).clip(0, 255).astype(np.uint8)).save(
+            tmp_path / "target" / "images" / f"scan_{index}.png"
+        )
+    train(
+        tmp_path / "target",
+        tmp_path / "adapted",
+        conditions=["none"],
+        base=str(tmp_path / "base"),
+        lora_rank=2,
+        max_steps=3,
+        device="cpu",
+    )
+    base, made = (Generator.from_pretrained(tmp_path / name) for name in ("base", "adapted"))
+    assert made.conditions == base.conditions == ("mask",)
+    assert (tmp_path / "adapted" / "lora").is_dir()
+    assert made.config.class_names == base.config.class_names
+    # Six scans are too few to know, those for training among twelve are enough.
+    assert base.config.familiarity is None and made.config.familiarity is not None
+    assert made.config.familiarity.limit > 0
+
+
 def test_conditions_are_planned_from_the_folder(folder, tmp_path):
     dataset = read_dataset(folder)
     plan = make_plan(dataset, conditions=["mask", "edge", "text", "view", "age"], device="cpu")
