@@ -88,3 +88,16 @@ def test_the_plain_loop_refuses_what_it_cannot_load_in_plain_words(repository, t
 def test_the_plain_loop_names_no_monai(repository):
     sources = [(repository / "examples" / name).read_text() for name in ("pytorch.py", "own_data_3d.py")]
     assert not any(re.search(r"^\s*(from|import) monai", source, re.MULTILINE) for source in sources)
+
+
+def test_views_of_images_and_volumes_are_made_and_drawn(repository, tmp_path):
+    printed = run(repository, "test_time_2d.py", "--toy", tmp_path / "toy", "--output", tmp_path / "views.png")
+    before, after = map(float, re.search(r"([\d.]+) alone, ([\d.]+) with views", printed).groups())
+    assert 0.2 < before < 1 and 0.2 < after < 1
+    assert "26 evaluations an image" in printed and (tmp_path / "views.png").stat().st_size > 5000
+    output = tmp_path / "predicted"
+    printed = run(repository, "test_time_3d.py", "--toy", tmp_path / "toy_3d", "--num_views", 2, "--output", output)
+    assert "10 predictions, 15 evaluations, fallback: none" in printed and "affine kept: True" in printed
+    scan = nib.load(next((tmp_path / "toy_3d" / "synthetic" / "imagesTr").glob("*.nii.gz")))
+    for name in ("label", "entropy", "mutual_information"):
+        assert nib.load(next(output.glob(f"*_{name}.nii.gz"))).shape == scan.shape

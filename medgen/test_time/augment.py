@@ -211,7 +211,7 @@ class GenerativeTTA:
         first = self.segmenter(inputs)
         consensus.add(first)
         maker, familiarity = self._maker(image, first, text, attributes)
-        spent = 0 if familiarity is None else 1
+        spent = (familiarity is not None) + (mask is None and self._attends(maker))
         count = self._affordable(maker, spent)
         fallback = self._refusal(maker, familiarity, count)
         stopped = ""
@@ -234,13 +234,43 @@ class GenerativeTTA:
         agreement = consensus.result()
         return Prediction(
             **{item.name: getattr(agreement, item.name) for item in fields(Agreement)},
-            evaluations=spent + maker.evaluations,
+            evaluations=(familiarity is not None) + maker.evaluations,
             segmentations=self.segmenter.calls - calls,
             seconds=time.monotonic() - started,
             fallback=fallback,
             stopped=stopped,
             familiarity=familiarity,
         )
+
+    def views(
+        self,
+        image: Any,
+        count: int = 4,
+        *,
+        mask: torch.Tensor | None = None,
+        text: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> list[torch.Tensor]:
+        """Some of the generative views that a prediction is made of, to look at; not mirrored.
+
+        Args:
+            image: As for a prediction, like all that follow.
+            count: How many.
+            mask: Where they may differ.
+            text: What the scan shows.
+            attributes: Facts about it.
+
+        Returns:
+            ``(C, H, W[, D])`` float32 each, in the units of the scan.
+
+        Raises:
+            BadInputError: As for a prediction.
+        """
+        inputs = convert_to_tensor(image, track_meta=False).detach().cpu().float()
+        self._check(inputs, mask)
+        first = self.segmenter(inputs)
+        maker, _ = self._maker(image, first, text, attributes)
+        return [view for view, _ in self._views(inputs, maker, flips(inputs.ndim - 1, ()), mask, first, count)]
 
     def _check(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
         if inputs.ndim not in (3, 4):
@@ -371,12 +401,16 @@ class GenerativeTTA:
                     view = change_intensities(view, seed=self.seed, number=number)
                 yield view, mirrors[number % len(mirrors)]
 
+    def _attends(self, maker: GenerativeViews | SliceViews) -> bool:
+        """Whether the words decide where views may differ, which takes a row of the denoiser."""
+        told = isinstance(maker, GenerativeViews) and "text" in maker.condition.parts
+        return self.mask == "attention" or (self.mask == "hybrid" and told)
+
     def _region(self, maker: GenerativeViews | SliceViews, first: torch.Tensor) -> torch.Tensor | None:
         """Where views may differ, but for the blocks; None is everywhere."""
         if self.mask in ("everywhere", "blocks"):
             return None
-        attends = isinstance(maker, GenerativeViews) and "text" in maker.condition.parts
-        if self.mask == "attention" or (self.mask == "hybrid" and attends):
+        if self._attends(maker):
             if not isinstance(maker, GenerativeViews):
                 raise BadInputError(
                     "mask: expected another than 'attention' for slices of a volume. Take 'uncertainty'."

@@ -78,8 +78,12 @@ def test_outside_the_mask_the_segmenter_gets_the_scan_bit_for_bit(make_generator
     mask = torch.zeros(SHAPES[2], dtype=torch.bool)
     mask[5:12, 6:13] = True
     image = scan(2)
-    GenerativeTTA(watch, make_generator(2), num_views=3, geometric=False, precision="fp32")(image, mask=mask)
+    predict = GenerativeTTA(watch, make_generator(2), num_views=3, geometric=False, precision="fp32")
+    predict(image, mask=mask)
     assert len(seen) == 4
+    for view, shown in zip(seen[1:], predict.views(image, 3, mask=mask), strict=True):
+        assert torch.equal(view, shown)
+    del seen[4:]
     for view in seen[1:]:
         assert torch.equal(view[0][~mask], image[0][~mask])
         assert float((view != image)[0][mask].float().mean()) > 0.95
