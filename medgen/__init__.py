@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medgen.generator import Generator
     from medgen.planning import Plan
     from medgen.synthesis import synthesize
+    from medgen.test_time import GenerativeTTA, predict
     from medgen.training import train
     from medgen.trial import utility
     from medgen.types import BadInputError, Grid, Sample
@@ -25,6 +26,7 @@ _HOME = {
     "BadInputError": "medgen.types",
     "Case": "medgen.data.dataset",
     "Dataset": "medgen.data.dataset",
+    "GenerativeTTA": "medgen.test_time",
     "Generator": "medgen.generator",
     "Grid": "medgen.types",
     "Plan": "medgen.planning",
@@ -33,6 +35,7 @@ _HOME = {
     "filter_pairs": "medgen.filtering",
     "load_case": "medgen.data.dataset",
     "load_cases": "medgen.data.dataset",
+    "predict": "medgen.test_time",
     "read_dataset": "medgen.data.dataset",
     "synthesize": "medgen.synthesis",
     "train": "medgen.training",
@@ -43,6 +46,7 @@ __all__ = [
     "BadInputError",
     "Case",
     "Dataset",
+    "GenerativeTTA",
     "Generator",
     "Grid",
     "Plan",
@@ -52,6 +56,7 @@ __all__ = [
     "filter_pairs",
     "load_case",
     "load_cases",
+    "predict",
     "read_dataset",
     "synthesize",
     "train",

@@ -18,6 +18,7 @@ PUBLIC_NAMES = [
     "BadInputError",
     "Case",
     "Dataset",
+    "GenerativeTTA",
     "Generator",
     "Grid",
     "Plan",
@@ -27,6 +28,7 @@ PUBLIC_NAMES = [
     "filter_pairs",
     "load_case",
     "load_cases",
+    "predict",
     "read_dataset",
     "synthesize",
     "train",
@@ -45,6 +47,11 @@ ARGUMENTS = {
     "evaluate": "real synthetic output extractor seed skip_bad",
     "filter_pairs": "input reference output gates real_rejected steps seed device overwrite",
     "utility": "real output synthetic ratios target num_cases num_seeds steps device seed overwrite",
+    "predict": (
+        "model segmenter input output intensities orientation patch_size segmenter_output num_views mask strength "
+        "randomness num_inference_steps method geometric intensity_views combination weighting outlier_dice patience "
+        "max_evaluations max_seconds check_familiarity view_batch precision device seed overwrite"
+    ),
     "read_dataset": "folder",
     "load_case": "case dataset",
     "load_cases": "dataset cases skip_bad",

@@ -3,7 +3,7 @@
 from medgen.test_time.aggregate import Agreement, Consensus
 from medgen.test_time.augment import GenerativeTTA, Prediction
 from medgen.test_time.geometric import change_intensities, flips
-from medgen.test_time.predict import predict
+from medgen.test_time.run import predict
 from medgen.test_time.segmenter import Segmenter
 from medgen.test_time.views import GenerativeViews, ViewSettings
 

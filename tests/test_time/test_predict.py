@@ -14,7 +14,7 @@ from PIL import Image
 from medgen.cli import main
 from medgen.data.io import read_label
 from medgen.generator import Generator
-from medgen.test_time.predict import RECORDS, predict
+from medgen.test_time.run import RECORDS, predict
 from medgen.types import BadInputError
 
 SHAPE = (12, 10, 14)
