@@ -49,8 +49,9 @@ ARGUMENTS = {
     "utility": "real output synthetic ratios target num_cases num_seeds steps device seed overwrite",
     "predict": (
         "model segmenter input output intensities orientation patch_size segmenter_output num_views mask strength "
-        "randomness num_inference_steps method geometric intensity_views combination weighting outlier_dice patience "
-        "max_evaluations max_seconds check_familiarity view_batch precision device seed overwrite"
+        "randomness detail num_inference_steps method condition_on_prediction guidance_scale geometric "
+        "intensity_views combination weighting outlier_dice patience max_evaluations max_seconds check_familiarity "
+        "view_batch window slice_axis max_memory_gb scaled_window precision device seed overwrite"
     ),
     "read_dataset": "folder",
     "load_case": "case dataset",

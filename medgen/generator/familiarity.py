@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medgen.conditions.condition import Condition
-from medgen.precision import autocast
+from medgen.precision import autocast, exact_fp32
 from medgen.seeding import stream
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Familiarity:
 def deep_features(generator: Generator, scan: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of each channel in the middle of the denoiser, of the scan with noise.
 
-    One row of the denoiser, in float32 and without conditions; equal scans give equal features.
+    Of a scan larger than those that the model was trained on the center is taken, as in training. One row of the
+    denoiser, in float32 and without conditions; equal scans give equal features.
 
     Args:
         generator: The model, on its device.
@@ -68,11 +69,14 @@ def deep_features(generator: Generator, scan: torch.Tensor) -> torch.Tensor:
         ``(F,)`` float64 on the CPU.
     """
     device, objective = generator.device, generator.config.objective
+    for axis, size in enumerate(generator.config.size, start=2):
+        extra = max(0, scan.shape[axis] - size)
+        scan = scan.narrow(axis, extra // 2, scan.shape[axis] - extra)
     deepest = next(module for name, module in generator.denoiser.named_modules() if name.rsplit(".", 1)[-1] in _DEEPEST)
     found: list[torch.Tensor] = []
     hook = deepest.register_forward_hook(lambda module, inputs, output: found.append(output))
     try:
-        with autocast(device, "fp32"):
+        with exact_fp32(), autocast(device, "fp32"):
             latents = generator.encode(scan.to(device)).float()
             t = torch.full((1,), LEVEL * objective.num_train_timesteps, device=device)
             noise = torch.randn(latents.shape, generator=stream(0, "familiarity", "noise")).to(device)

@@ -17,6 +17,15 @@ from medgen.metrics.pose import apply_pose, summarize_pose
 from medgen.metrics.prdc import PRDC, prdc
 from medgen.metrics.score import Score
 from medgen.metrics.statistics import score_features
+from medgen.metrics.uncertainty import (
+    aurc,
+    calibration_error,
+    error_map_auc,
+    error_map_dice,
+    generalized_energy_distance,
+    normalized_cross_correlation,
+    volume_cv,
+)
 from medgen.metrics.vendi import VendiScore, vendi_score
 
 __all__ = [
@@ -33,15 +42,21 @@ __all__ = [
     "Score",
     "VendiScore",
     "apply_pose",
+    "aurc",
     "auth_pct",
     "build_extractor",
     "c_t",
+    "calibration_error",
+    "error_map_auc",
+    "error_map_dice",
     "find_copies",
     "frechet_distance",
     "frechet_distance_from_features",
     "gaussian_kernel_distance",
+    "generalized_energy_distance",
     "kernel_distance",
     "ms_ssim",
+    "normalized_cross_correlation",
     "num_scales",
     "prdc",
     "published_name",
@@ -49,4 +64,5 @@ __all__ = [
     "stamp",
     "summarize_pose",
     "vendi_score",
+    "volume_cv",
 ]

@@ -74,7 +74,7 @@ def aurc(confidence: torch.Tensor, risk: torch.Tensor) -> float:
         raise BadInputError(
             f"confidence and risk: expected (N,) each, got {tuple(confidence.shape)} and {tuple(risk.shape)}."
         )
-    confidence, risk = confidence.double(), risk.double()
+    confidence, risk = confidence.double().cpu(), risk.double().cpu()
     if not (torch.isfinite(confidence).all() and torch.isfinite(risk).all()):
         raise BadInputError("confidence and risk: expected finite numbers, got others. Leave such cases out.")
     values, groups = confidence.unique(return_inverse=True)

@@ -37,6 +37,13 @@ def attended_region(views: GenerativeViews) -> torch.Tensor:
             "mask='uncertainty'."
         )
     words = text[0].abs().sum(dim=1) > 0
+    if views.generator.config.text_padding:
+        words[0] = False  # the start token, to which heads turn that look for nothing
+    if bool(words.all()):
+        raise BadInputError(
+            f"text: expected fewer words than the {len(words)} of the encoder for mask 'attention', which compares "
+            "them with the places left over, got as many. Shorten it, or take mask='uncertainty'."
+        )
     maps: list[torch.Tensor] = []
     size = views.latents.shape[2:]
 
@@ -60,12 +67,11 @@ def attended_region(views: GenerativeViews) -> torch.Tensor:
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
+    views.trajectory()  # before the layers are watched
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(watch(layer).remove)
-        trajectory = views.trajectory()
-        time = torch.full((1,), float(trajectory.times[0]), device=views.latents.device)
-        views._denoise(trajectory.states[0][:1], time)
+        views.look()
     total = torch.zeros(size)
     divisor = getattr(views.generator.denoiser, "divisor", 1)
     padded = [-(-length // divisor) * divisor for length in size]

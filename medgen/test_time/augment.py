@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from medgen.data.geometry import from_model
 from medgen.generator import Generator
 from medgen.generator.familiarity import deep_features
 from medgen.generator.scans import affine_of, grid_of, read_image
-from medgen.precision import Precision, resolve_precision
+from medgen.precision import Precision, is_out_of_memory, resolve_precision
 from medgen.synthesis.editing import steered_scan
 from medgen.synthesis.steering import batch_condition
 from medgen.test_time.aggregate import Agreement, Combination, Consensus, Weighting
@@ -47,7 +48,8 @@ class Prediction(Agreement):
         seconds: All together.
         fallback: Why there are no generative views; empty where there are.
         stopped: Why there are fewer views than were asked for; empty where there are all.
-        familiarity: Score of the scan by what the generator knows, about 1 for known ones; None where it was not asked.
+        familiarity: Score of the scan by what the generator knows, about 1 for known ones; None where it was not asked
+            or has not learned it.
     """
 
     evaluations: int
@@ -78,7 +80,8 @@ class GenerativeTTA:
             ``attention``, where a model that texts steer attends to the words; random ``blocks``, others in each view;
             or ``hybrid``, blocks of the region of attention, or of uncertainty where there are no words.
         strength: Share in (0, 1] of the noise process that is gone.
-        randomness: rho in [0, 1]: 0 gives the scan back, 1 draws all noise anew.
+        randomness: rho in [0, 1]: 0 goes the same way back, which with a detail of 1 gives the scan; 1 draws all noise
+            anew.
         num_inference_steps: Steps within the strength.
         method: An inversion of :data:`medgen.diffusion.inversion.METHODS`, or ``null_text``, the published method
             (:mod:`medgen.test_time.null_text`), for comparison.
@@ -89,18 +92,20 @@ class GenerativeTTA:
         combination: ``mean`` of probabilities, ``logit`` mean or ``vote``.
         weighting: ``equal`` or by ``confidence``.
         outlier_dice: Views that agree less with the others than this share of their own agreement do not count.
-        patience: Stop after so many views that leave the consensus as it is; 0 makes all.
+        patience: Stop after so many generative views that leave the consensus as it is; 0 makes all.
         max_evaluations: Most denoiser rows for a scan; None has no limit.
-        max_seconds: Time for a scan, after which the best so far is returned; None has no limit. With it results depend
-            on the machine.
-        check_familiarity: Whether scans that the generator does not know get geometric views instead; it must have
-            learned what it knows (training does, from eight scans on).
+        max_seconds: Time for a scan, after which the best so far is returned; looked at after each prediction, so that
+            it is exceeded by as much as one batch of views takes. None has no limit. With it results depend on the
+            machine.
+        check_familiarity: Whether scans that the generator does not know get geometric views instead. A generator that
+            has not learned what it knows (training does, from eight scans on) cannot tell; `familiarity` then is None.
         condition_on_prediction: Whether the prediction for the scan steers the model, which has the same classes.
         view_batch: Views that go through the networks together; memory grows with it, and with nothing else.
         window: Latent voxels per axis of the windows that the denoiser sees of a large scan; None shows it whole.
         slice_axis: Spatial axis along which a volume is cut for a 2D generator, from 0 or, negative, from the end.
         output: What the segmenter gives: ``logits``, ``probabilities`` or ``sigmoid``.
         inferer: Called as ``inferer(inputs, segmenter)``, such as MONAI's SlidingWindowInferer or SliceInferer.
+        max_memory_gb: Bound for what decoding a view adds to the memory in use; None decodes in one piece.
         scaled_window: For a generator with a fixed intensity window: what its two ends have become in the scans.
         precision: Of the generator's networks: ``fp32``, ``bf16``, or ``auto`` for what is fast on the device.
         seed: Of all noise.
@@ -138,6 +143,7 @@ class GenerativeTTA:
         slice_axis: int = -1,
         output: Output = "logits",
         inferer: Any = None,
+        max_memory_gb: float | None = None,
         scaled_window: tuple[float, float] | None = None,
         precision: Precision = "auto",
         seed: int = 0,
@@ -155,6 +161,18 @@ class GenerativeTTA:
             if bound is not None and not bound > 0:
                 raise BadInputError(f"{name}: expected a number above 0, got {bound}.")
         Consensus(combination=combination, weighting=weighting, outlier_dice=outlier_dice)
+        if isinstance(segmenter, Segmenter) and (output != "logits" or inferer is not None):
+            raise BadInputError(
+                "output and inferer: expected none beside a Segmenter, which has its own. Leave them out."
+            )
+        if method == NULL_TEXT and (
+            (num_inference_steps, randomness, guidance_scale, window) != (5, 1.0, 1.0, None)
+            or mask in ("attention", "hybrid")
+        ):
+            raise BadInputError(
+                "method null_text: expected no num_inference_steps, randomness, guidance_scale or window, which the "
+                "publication sets, and no mask by attention. Leave them out."
+            )
         self.segmenter = (
             segmenter if isinstance(segmenter, Segmenter) else Segmenter(segmenter, output=output, inferer=inferer)
         )
@@ -168,6 +186,7 @@ class GenerativeTTA:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             detail=detail,
+            max_memory_gb=max_memory_gb,
             precision=resolve_precision(precision, self.generator.device),
         )
         self.published = method == NULL_TEXT
@@ -204,41 +223,42 @@ class GenerativeTTA:
             MemoryError: If the scan is too large for a network.
         """
         started = time.monotonic()
-        inputs = convert_to_tensor(image, track_meta=False).detach().cpu().float()
-        self._check(inputs, mask)
+        inputs, mask = self._read(image, mask)
         calls = self.segmenter.calls
         consensus = Consensus(combination=self.combination, weighting=self.weighting, outlier_dice=self.outlier_dice)
         first = self.segmenter(inputs)
         consensus.add(first)
-        maker, familiarity = self._maker(image, first, text, attributes)
-        spent = (familiarity is not None) + (mask is None and self._attends(maker))
+        with _memory():
+            maker, familiarity = self._maker(image, first, text, attributes)
+        spent = int(familiarity is not None) + int(mask is None and self._attends(maker))
         count = self._affordable(maker, spent)
-        fallback = self._refusal(maker, familiarity, count)
-        stopped = ""
+        fallback = self._refusal(maker, familiarity, count, spent)
+        stopped = f"{self.max_evaluations} evaluations allow {count} views" if count < self.num_views else ""
         mirrors = self._mirrors(inputs.ndim - 1)
-        last, same = consensus.label(), 0
-        views = self._plain(inputs, mirrors) if fallback else self._views(inputs, maker, mirrors, mask, first, count)
-        for view, mirror in views:
-            consensus.add(mirror(self.segmenter(mirror(view))))
-            now = consensus.label()
-            same, last = same + 1 if _alike(now, last) else 0, now
+        plain = self._plain(inputs, mirrors, beyond=bool(fallback))
+        made = iter(()) if fallback else self._views(inputs, maker, mirrors, mask, first, count)
+        last, same, seen = consensus.label(), 0, 0
+        for view, mirror, generative in chain(plain, made):
+            counts = consensus.add(mirror(self.segmenter(mirror(view))))
+            if generative:
+                now, seen = consensus.label(), seen + 1
+                same = same + 1 if counts and _alike(now, last) else 0
+            last = consensus.label()
             if self.patience and same >= self.patience:
                 stopped = f"the consensus stayed the same over {same} views"
                 break
             if self.max_seconds is not None and time.monotonic() - started > self.max_seconds:
                 stopped = f"{self.max_seconds:g} seconds were over"
+                fallback = fallback or ("" if seen else f"{stopped} before the first generative view")
                 break
-        else:
-            if not fallback and count < self.num_views:
-                stopped = f"{self.max_evaluations} evaluations allow {count} views"
         agreement = consensus.result()
         return Prediction(
             **{item.name: getattr(agreement, item.name) for item in fields(Agreement)},
-            evaluations=(familiarity is not None) + maker.evaluations,
+            evaluations=int(familiarity is not None) + maker.evaluations,
             segmentations=self.segmenter.calls - calls,
             seconds=time.monotonic() - started,
             fallback=fallback,
-            stopped=stopped,
+            stopped="" if fallback and not stopped.endswith("over") else stopped,
             familiarity=familiarity,
         )
 
@@ -266,13 +286,15 @@ class GenerativeTTA:
         Raises:
             BadInputError: As for a prediction.
         """
-        inputs = convert_to_tensor(image, track_meta=False).detach().cpu().float()
-        self._check(inputs, mask)
+        inputs, mask = self._read(image, mask)
         first = self.segmenter(inputs)
-        maker, _ = self._maker(image, first, text, attributes)
-        return [view for view, _ in self._views(inputs, maker, flips(inputs.ndim - 1, ()), mask, first, count)]
+        with _memory():
+            maker, _ = self._maker(image, first, text, attributes, asks=False)
+        return [view for view, *_ in self._views(inputs, maker, flips(inputs.ndim - 1, ()), mask, first, count)]
 
-    def _check(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def _read(self, image: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scan as the segmenter gets it, and the mask, checked."""
+        inputs = convert_to_tensor(image, track_meta=False).detach().cpu().float()
         if inputs.ndim not in (3, 4):
             raise BadInputError(
                 f"image: expected (C, H, W) or (C, H, W, D), got shape {tuple(inputs.shape)}. Put the channels first, "
@@ -291,9 +313,16 @@ class GenerativeTTA:
                 f"mask: expected bool of the shape of the scan {tuple(inputs.shape[1:])}, got {mask.dtype} "
                 f"{tuple(mask.shape)}."
             )
+        return inputs, None if mask is None else mask.cpu()
 
     def _maker(
-        self, image: Any, first: torch.Tensor, text: str | None, attributes: Mapping[str, str] | None
+        self,
+        image: Any,
+        first: torch.Tensor,
+        text: str | None,
+        attributes: Mapping[str, str] | None,
+        *,
+        asks: bool = True,
     ) -> tuple[GenerativeViews | SliceViews, float | None]:
         """Makes views of the scan; and how well the generator knows it."""
         generator, config = self.generator, self.generator.config
@@ -324,17 +353,19 @@ class GenerativeTTA:
 
         maker: GenerativeViews | SliceViews
         if config.spatial_dims == scan.ndim - 1:
-            maker = middle = build(scan, grid_of(image, config), shown)
+            maker = build(scan, grid_of(image, config), shown)
+            looked = [maker]
         else:
             axis = self.slice_axis % 3
             grid = _slice_grid(image, config.spacing, axis)
             labels = [None] * scan.shape[axis + 1] if shown is None else shown.unbind(axis)
             parts = [build(part, grid, label) for part, label in zip(scan.unbind(axis + 1), labels, strict=True)]
-            maker, middle = SliceViews(parts, axis), parts[len(parts) // 2]
+            maker, looked = SliceViews(parts, axis), parts[len(parts) // 4 :: max(1, len(parts) // 4)][:3]
         known = config.familiarity
-        if not self.check_familiarity or known is None:
+        if not (asks and self.check_familiarity) or known is None:
             return maker, None
-        return maker, known.score(deep_features(generator, middle.scan[None]))
+        maker_scores = [known.score(deep_features(generator, part.scan[None])) for part in looked]
+        return maker, float(np.median(maker_scores))
 
     def _prediction_as_label(self, first: torch.Tensor) -> torch.Tensor:
         classes = self.generator.num_classes
@@ -352,7 +383,7 @@ class GenerativeTTA:
         before, each = maker.cost()
         return min(self.num_views, (self.max_evaluations - spent - before) // max(each, 1))
 
-    def _refusal(self, maker: GenerativeViews | SliceViews, familiarity: float | None, count: int) -> str:
+    def _refusal(self, maker: GenerativeViews | SliceViews, familiarity: float | None, count: int, spent: int) -> str:
         """Why there can be no generative views; empty if there can."""
         known = self.generator.config.familiarity
         if familiarity is not None and known is not None and familiarity > known.limit:
@@ -361,7 +392,7 @@ class GenerativeTTA:
                 f"limit {known.limit:.2f}"
             )
         if count < 1:
-            return f"{self.max_evaluations} evaluations allow no view: the first takes {sum(maker.cost())}"
+            return f"{self.max_evaluations} evaluations allow no view: the first takes {spent + sum(maker.cost())}"
         return ""
 
     def _mirrors(self, dims: int) -> tuple[Flip, ...]:
@@ -372,13 +403,13 @@ class GenerativeTTA:
             raise BadInputError(f"geometric: expected spatial axes from 0 to {dims - 1}, got {unknown}.")
         return flips(dims, tuple(self.geometric))
 
-    def _plain(self, inputs: torch.Tensor, mirrors: tuple[Flip, ...]) -> Iterator[tuple[torch.Tensor, Flip]]:
-        """The scan in its mirror images; with other intensities beyond those or where it is asked for."""
-        yield from ((inputs, mirror) for mirror in mirrors[1:])
-        for number in range(1, 1 + self.num_views):
-            if self.intensity:
-                changed = change_intensities(inputs, seed=self.seed, number=number)
-                yield changed, mirrors[number % len(mirrors)]
+    def _plain(
+        self, inputs: torch.Tensor, mirrors: tuple[Flip, ...], *, beyond: bool
+    ) -> Iterator[tuple[torch.Tensor, Flip, bool]]:
+        """The scan in its mirror images; if there is nothing beyond, with other intensities too, if asked for."""
+        yield from ((inputs, mirror, False) for mirror in mirrors[1:])
+        for number in range(1, 1 + self.num_views) if beyond and self.intensity else ():
+            yield change_intensities(inputs, seed=self.seed, number=number), mirrors[number % len(mirrors)], False
 
     def _views(
         self,
@@ -388,18 +419,19 @@ class GenerativeTTA:
         mask: torch.Tensor | None,
         first: torch.Tensor,
         count: int,
-    ) -> Iterator[tuple[torch.Tensor, Flip]]:
-        """Mirror images of the scan, and generative views, each mirrored in its own way."""
-        yield from ((inputs, mirror) for mirror in mirrors[1:])
+    ) -> Iterator[tuple[torch.Tensor, Flip, bool]]:
+        """Generative views, each mirrored in its own way."""
         region = self._region(maker, first) if mask is None else mask
         numbers = iter(range(1, 1 + count))
         while chunk := list(islice(numbers, self.view_batch)):
             masks = [self._mask(region, inputs.shape[1:], number, given=mask is not None) for number in chunk]
-            for number, made in zip(chunk, maker.make(chunk, masks), strict=True):
+            with _memory():
+                changes = maker.make(chunk, masks)
+            for number, made in zip(chunk, changes, strict=True):
                 view = inputs + made * self._unit()
                 if self.intensity:
                     view = change_intensities(view, seed=self.seed, number=number)
-                yield view, mirrors[number % len(mirrors)]
+                yield view, mirrors[number % len(mirrors)], True
 
     def _attends(self, maker: GenerativeViews | SliceViews) -> bool:
         """Whether the words decide where views may differ, which takes a row of the denoiser."""
@@ -432,6 +464,20 @@ class GenerativeTTA:
             return 1.0
         window = self.generator.config.normalization
         return (self.scaled_window[1] - self.scaled_window[0]) / (window.high - window.low)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Says what to do where the generator finds too little memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            "generator: expected memory for this scan, got too little. Lower view_batch, and give window and "
+            "max_memory_gb; or give crops."
+        ) from error
 
 
 def _slice_grid(image: Any, spacing: Sequence[float] | None, axis: int) -> Grid:

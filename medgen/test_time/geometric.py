@@ -48,7 +48,7 @@ def flips(spatial_dims: int, axes: tuple[int, ...] | None = None) -> tuple[Flip,
 
 
 def change_intensities(image: torch.Tensor, *, seed: int, number: int) -> torch.Tensor:
-    """Another gamma, contrast and brightness, and some noise, as in training (nnU-Net's), within the scan's range.
+    """Another gamma, contrast and brightness, and some noise, within the range of each channel.
 
     Args:
         image: ``(C, H, W[, D])`` float.
@@ -61,10 +61,12 @@ def change_intensities(image: torch.Tensor, *, seed: int, number: int) -> torch.
     if number == 0:
         return image
     random = stream(derive_seed(seed, "test time", f"intensities {number}"))
-    low, high = image.amin(), image.amax()
+    axes = tuple(range(1, image.ndim))
+    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     unit = (image - low) / (high - low).clamp(min=1e-12)
     gamma, contrast, brightness, noise = (2 * torch.rand(4, generator=random) - 1).tolist()
     unit = unit ** math.exp(0.3 * gamma)
-    unit = unit.mean() + (unit - unit.mean()) * math.exp(0.2 * contrast) + 0.1 * brightness
+    mean = unit.mean(axes, keepdim=True)
+    unit = mean + (unit - mean) * math.exp(0.2 * contrast) + 0.1 * brightness
     unit = unit + 0.03 * abs(noise) * torch.randn(unit.shape, generator=random)
-    return low + unit * (high - low)
+    return low + unit.clamp(0, 1) * (high - low)

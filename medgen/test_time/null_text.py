@@ -36,7 +36,6 @@ class NullTextSettings:
         learning_rate: Of Adam.
         max_iterations: Most steps of the optimization.
         patience: Steps below the limit after which it ends.
-        limit: Of the loss, ``tau 1e-6 + 1e-4`` for tau in times.
         spread: Ends of the factor on the guidance, drawn for each view.
     """
 
@@ -47,8 +46,12 @@ class NullTextSettings:
     learning_rate: float = 0.1
     max_iterations: int = 1000
     patience: int = 100
-    limit: float = 300e-6 + 1e-4
     spread: tuple[float, float] = (0.5, 1.5)
+
+    @property
+    def limit(self) -> float:
+        """Of the loss: ``tau 1e-6 + 1e-4``, for tau in a thousand times."""
+        return self.strength * 1e-3 + 1e-4
 
 
 class NullTextViews(GenerativeViews):
@@ -133,10 +136,16 @@ class NullTextViews(GenerativeViews):
             clean = (z - after * e) / (1 - after)
             z = (1 - s) * clean + s * e
         given = self._predict_noise(z, levels, times, 0, self.condition.parts)
-        null = {name: torch.zeros_like(part).requires_grad_() for name, part in self.condition.parts.items()}
+        null = {name: torch.zeros_like(part) for name, part in self.condition.parts.items()}
+        empty = getattr(self.generator.denoiser, "empty_text", None)
+        if empty is not None and "text" in null:  # which stands there for no text, in place of zeros
+            null["text"] = empty.detach().clone()[None].to(null["text"])
+        for part in null.values():
+            part.requires_grad_()
         optimizer = torch.optim.Adam(null.values(), lr=published.learning_rate)
         s, below = float(levels[0]), 0
-        frozen = [weight for weight in self.generator.denoiser.parameters() if weight.requires_grad]
+        networks = [self.generator.denoiser, *self.generator.controls.values()]
+        frozen = [weight for network in networks for weight in network.parameters() if weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(False)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +25,19 @@ class Program:
 
     Attributes:
         network: From ``(1, C, *spatial)`` to ``(1, K, *spatial)``.
-        digest: SHA-256 of its weights.
+        digest: SHA-256 of its weights, and of the configuration of a bundle.
         inferer: Of a bundle; None where it has none.
         preprocessing: Of a bundle, from ``{"image": path}`` to the scan as the network takes it; None for others.
+        sigmoid: Whether a bundle's postprocessing says that its classes are not exclusive.
+        one_at_a_time: Whether it takes one patch at a time, as programs are exported.
     """
 
     network: Callable[[torch.Tensor], Any]
     digest: str
     inferer: Callable[..., Any] | None = None
     preprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    sigmoid: bool = False
+    one_at_a_time: bool = False
 
 
 def load_program(path: Path, device: torch.device) -> Program:
@@ -69,7 +75,7 @@ def load_program(path: Path, device: torch.device) -> Program:
             f"{path}: expected a program of torch.jit or torch.export, got a file that does not load ({reason}). "
             "Weights alone cannot be run: save torch.jit.script(network) or torch.export.export(network, ...)."
         ) from error
-    return Program(network, sha256_file(path))
+    return Program(network, sha256_file(path), one_at_a_time=ending == _EXPORTED)
 
 
 def _load_bundle(folder: Path, device: torch.device) -> Program:
@@ -99,4 +105,6 @@ def _load_bundle(folder: Path, device: torch.device) -> Program:
             "bundle with its weights."
         )
     parts = {name: parser.get_parsed_content(name) if name in parser else None for name in ("inferer", "preprocessing")}
-    return Program(network, sha256_file(found), parts["inferer"], parts["preprocessing"])
+    digest = hashlib.sha256(f"{sha256_file(config)}{sha256_file(found)}".encode()).hexdigest()
+    sigmoid = "sigmoid" in json.dumps(parser.get("postprocessing", "")).lower()
+    return Program(network, digest, parts["inferer"], parts["preprocessing"], sigmoid)

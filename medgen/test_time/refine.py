@@ -121,10 +121,8 @@ def train_refiner(
 
     recipe = Recipe(steps, batch_size)
     loss = DiceCELoss(sigmoid=True)
-    trained = fit_network(
-        refiner, len(pairs), example, loss, recipe, seed=seed, device=torch.device(device), name="refiner"
-    )
-    return trained if isinstance(trained, Refiner) else refiner
+    fit_network(refiner, len(pairs), example, loss, recipe, seed=seed, device=torch.device(device), name="refiner")
+    return refiner.eval()
 
 
 def _pack(maps: torch.Tensor, image: torch.Tensor, prior: torch.Tensor, time: float) -> torch.Tensor:
@@ -165,16 +163,18 @@ class Refined:
         """Probabilities.
 
         Args:
-            inputs: ``(1, C, *spatial)``.
+            inputs: ``(B, C, *spatial)``, one after the other.
 
         Returns:
-            ``(1, K, *spatial)``, sums of 1.
+            ``(B, K, *spatial)``, sums of 1.
 
         Raises:
             BadInputError: If scan or classes are not those that the refiner was trained for.
         """
+        return torch.cat([self._refine(row[None]) for row in inputs.cpu().float()]).to(inputs.device)
+
+    def _refine(self, image: torch.Tensor) -> torch.Tensor:
         config: Any = self.refiner.config
-        image = inputs.cpu().float()
         prior = self.segmenter(image[0])[None]
         if image.shape[1] != config["in_channels"] or prior.shape[1] != config["classes"]:
             raise BadInputError(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +24,10 @@ from medgen.precision import Precision, resolve_device
 from medgen.provenance import runtime_info, sha256_scan, write_text
 from medgen.synthesis.inputs import SCAN_ENDINGS, list_cases
 from medgen.test_time.aggregate import Combination, Weighting
-from medgen.test_time.augment import GenerativeTTA, Prediction
+from medgen.test_time.augment import NULL_TEXT, GenerativeTTA, Prediction
 from medgen.test_time.masks import MaskKind
 from medgen.test_time.programs import Program, load_program
-from medgen.test_time.segmenter import Output
+from medgen.test_time.segmenter import Output, Segmenter
 from medgen.types import BadInputError, Grid, Sample
 
 RECORDS = "predictions.jsonl"
@@ -52,8 +51,11 @@ def predict(
     mask: MaskKind = "everywhere",
     strength: float = 0.3,
     randomness: float = 1.0,
+    detail: float = 0.0,
     num_inference_steps: int = 5,
     method: str = "edit_friendly",
+    condition_on_prediction: bool = False,
+    guidance_scale: float = 1.0,
     geometric: bool = True,
     intensity_views: bool = False,
     combination: Combination = "mean",
@@ -64,6 +66,10 @@ def predict(
     max_seconds: float | None = None,
     check_familiarity: bool = True,
     view_batch: int = 4,
+    window: list[int] | None = None,
+    slice_axis: int = -1,
+    max_memory_gb: float | None = None,
+    scaled_window: tuple[float, float] | None = None,
     precision: Precision = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -93,9 +99,13 @@ def predict(
         num_views: Generative views of each scan.
         mask: Where views may differ: ``everywhere``, ``uncertainty``, ``blocks`` or ``hybrid``.
         strength: Share in (0, 1] of the noise process that is gone.
-        randomness: 0 gives the scan back, 1 draws all noise anew.
+        randomness: 0 goes the same way back, 1 draws all noise anew.
+        detail: Share of the scan's own detail that views keep: 1 adds what the generator changes to the scan, 0 shows
+            what it makes of it.
         num_inference_steps: Steps within the strength.
         method: How a scan goes into noise: edit_friendly, o_belm, edict, fixed_point, ddim or dpm++.
+        condition_on_prediction: Whether the prediction for the scan steers the generator, which has the same classes.
+        guidance_scale: How strictly; 1 makes one pass a step, others two.
         geometric: Whether views are mirrored too. Leave it off for a segmenter that has not seen mirror images.
         intensity_views: Whether views also get other gamma, contrast, brightness and noise.
         combination: ``mean`` of probabilities, ``logit`` mean or ``vote``.
@@ -106,6 +116,11 @@ def predict(
         max_seconds: Most time for a scan; results then depend on the machine.
         check_familiarity: Whether scans that the generator does not know get geometric views instead.
         view_batch: Views that go through the networks together.
+        window: Latent voxels per axis of the windows that the generator's denoiser sees of a large scan.
+        slice_axis: Axis along which volumes are cut for a 2D generator, from 0 or, negative, from the end.
+        max_memory_gb: Bound for what decoding a view adds to the memory in use.
+        scaled_window: For a bundle whose preprocessing scales intensities, and a generator with a fixed window (CT):
+            what the two ends of that window have become.
         precision: Of the generator: ``fp32``, ``bf16``, or ``auto``.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
         seed: Of all noise.
@@ -126,16 +141,34 @@ def predict(
         )
     generator = Generator.from_pretrained(model, device=chosen)
     cases, output = _find_scans(Path(input), len(generator.config.channel_names)), Path(output)
+    if program.sigmoid and segmenter_output == "logits":
+        raise BadInputError(
+            f"{segmenter}: expected exclusive classes, got a bundle whose postprocessing is a sigmoid. For one class "
+            "say segmenter_output='sigmoid'; classes that overlap are not supported."
+        )
+    if mask == "attention" or method == NULL_TEXT:
+        raise BadInputError(
+            f"mask 'attention' and method {NULL_TEXT!r}: expected others, because both want a text for each scan. Use "
+            "medgen.test_time.GenerativeTTA in Python."
+        )
+    if (scaled_window is not None) and program.preprocessing is None:
+        raise BadInputError(
+            "scaled_window: expected none, because the generator gets the units of the file. Leave it out."
+        )
     inferer = program.inferer
     if patch_size is not None:
         from monai.inferers import SlidingWindowInferer
 
-        inferer = SlidingWindowInferer(tuple(patch_size), sw_batch_size=4, overlap=0.5, mode="gaussian")
+        batch = 1 if program.one_at_a_time else 4
+        inferer = SlidingWindowInferer(tuple(patch_size), sw_batch_size=batch, overlap=0.5, mode="gaussian")
     options: dict[str, Any] = {
         "num_views": num_views,
         "mask": mask,
         "strength": strength,
         "randomness": randomness,
+        "detail": detail,
+        "condition_on_prediction": condition_on_prediction,
+        "guidance_scale": guidance_scale,
         "num_inference_steps": num_inference_steps,
         "method": method,
         "geometric": geometric,
@@ -148,15 +181,26 @@ def predict(
         "max_seconds": max_seconds,
         "check_familiarity": check_familiarity,
         "view_batch": view_batch,
-        "output": segmenter_output,
+        "window": window,
+        "slice_axis": slice_axis,
+        "max_memory_gb": max_memory_gb,
+        "scaled_window": scaled_window,
         "precision": precision,
         "seed": seed,
     }
     # Before anything is read or written.
-    GenerativeTTA(program.network, generator, inferer=inferer, **options)
-    settings = {**options, "intensities": intensities, "orientation": orientation, "patch_size": patch_size}
+    tried = Segmenter(program.network, output=segmenter_output, inferer=inferer, device=chosen)
+    GenerativeTTA(tried, generator, **options)
+    settings = {
+        **options,
+        "segmenter_output": segmenter_output,
+        "intensities": intensities,
+        "orientation": orientation,
+        "patch_size": patch_size,
+    }
     identity = _claim(output, [generator.weights_hash, program.digest, settings], overwrite=overwrite)
     done = {line["case"]: line for line in _read_lines(output / RECORDS)}
+    _write_lines(output / RECORDS, done.values())  # without a line that was cut off
     for part in ("labels", "uncertainty"):
         (output / part).mkdir(exist_ok=True)
     for case, paths in tqdm(cases.items(), desc="predict", unit="scan"):
@@ -164,18 +208,19 @@ def predict(
         earlier = done.get(case)
         if earlier and earlier["sha256"] == digest and all((output / name).is_file() for name in earlier["files"]):
             continue
-        made, grid = _segment(paths, program, generator, inferer, intensities, orientation, options)
+        made, grid = _segment(paths, program, tried, generator, intensities, orientation, options)
         files = _write(output, case, paths, made, grid)
         line = {"case": case, "sha256": digest, "files": files, **_describe(made, grid)}
         with (output / RECORDS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         done[case] = line
     lines = [done[case] for case in cases]
+    _write_lines(output / RECORDS, lines)
     runtime = runtime_info(chosen)
     summary = {"identity": identity, "model": generator.config.name, **settings, "runtime": runtime}
     write_text(output / _SETTINGS, json.dumps(summary, indent=2) + "\n")
     contact_sheet(
-        _shown(dict(islice(cases.items(), _SHOWN)), output),
+        _shown([(cases[line["case"]], line) for line in lines[:_SHOWN]], output),
         output / "predictions.png",
         title=f"{len(lines)} predictions; below each scan its entropy",
     )
@@ -199,8 +244,8 @@ def _read(paths: Sequence[Path]) -> tuple[torch.Tensor, Grid]:
 def _segment(
     paths: Sequence[Path],
     program: Program,
+    segmenter: Segmenter,
     generator: Generator,
-    inferer: Callable[..., Any] | None,
     intensities: Intensities,
     orientation: str | None,
     options: dict[str, Any],
@@ -210,19 +255,24 @@ def _segment(
     if program.preprocessing is not None:
         files = str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]
         ready = program.preprocessing({"image": files})["image"]
-        made = GenerativeTTA(program.network, generator, inferer=inferer, **options)(ready)
+        if not isinstance(ready, MetaTensor):
+            raise BadInputError(
+                f"{paths[0]}: expected a MetaTensor from the bundle's preprocessing, got {type(ready).__name__}, which "
+                "does not say where its voxels lie. Leave EnsureTyped(track_meta=False) out."
+            )
+        made = GenerativeTTA(segmenter, generator, **options)(ready)
         like = MetaTensor(own, affine=torch.from_numpy(grid.affine))
         return _back(made, lambda values, mode: _resample(values, ready.affine, like, mode)), grid
     placement = place(grid, orientation=orientation)
     image = to_model(own, placement, mode="linear", padding="constant")
     change = _intensities(image, intensities, paths[0])
-
-    def network(inputs: torch.Tensor) -> Any:
-        changed = change(inputs)
-        return program.network(changed) if inferer is None else inferer(changed, program.network)
-
+    # The generator gets the units of the file, by its own normalization; the segmenter its own.
+    inferer = segmenter.inferer or (lambda inputs, network: network(inputs))
+    adapted = Segmenter(
+        lambda inputs: inferer(change(inputs), segmenter.network), output=segmenter.output, device=segmenter.device
+    )
     scan = MetaTensor(image, affine=torch.from_numpy(placement.grid.affine)) if grid.known else image
-    made = GenerativeTTA(network, generator, **options)(scan)
+    made = GenerativeTTA(adapted, generator, **options)(scan)
     return _back(made, lambda values, mode: from_model(values, placement, mode=mode)), grid
 
 
@@ -230,7 +280,8 @@ def _resample(values: torch.Tensor, affine: torch.Tensor, like: MetaTensor, mode
     """A map ``(*spatial)`` on the voxels of a scan."""
     from monai.transforms import ResampleToMatch
 
-    move = ResampleToMatch(mode="nearest" if mode == "nearest" else "bilinear", padding_mode="border")
+    # What the bundle has cut away is background, of which nothing is known.
+    move = ResampleToMatch(mode="nearest" if mode == "nearest" else "bilinear", padding_mode="zeros")
     return move(MetaTensor(values[None].float(), affine=affine), like).as_tensor()[0].to(values.dtype)
 
 
@@ -327,10 +378,12 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _shown(cases: dict[str, list[Path]], output: Path) -> Iterator[Sample]:
-    for case, paths in cases.items():
-        image, grid = _read(paths)
-        label, _ = read_image(next((output / "labels").glob(f"{case}.*")))
-        yield Sample(case, grid, image, label[0].to(torch.int16))
-        entropy, _ = read_image(output / "uncertainty" / f"{case}_entropy.nii.gz")
-        yield Sample(f"{case}: entropy", grid, entropy)
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _shown(rows: Sequence[tuple[list[Path], dict[str, Any]]], output: Path) -> Iterator[Sample]:
+    for paths, line in rows:
+        (image, grid), (label, entropy, _) = _read(paths), line["files"]
+        yield Sample(line["case"], grid, image, read_image(output / label)[0][0].to(torch.int16))
+        yield Sample(f"{line['case']}: entropy", grid, read_image(output / entropy)[0])

@@ -25,6 +25,7 @@ class Segmenter:
             against the background, which becomes two classes.
         inferer: Called as ``inferer(inputs, network)``, such as MONAI's SlidingWindowInferer or SliceInferer, where the
             network takes patches or slices.
+        device: Where scans are sent; None is where the weights of a module are, and the CPU for a function.
 
     Its ``calls`` counts the scans that it was asked for.
 
@@ -33,13 +34,19 @@ class Segmenter:
     """
 
     def __init__(
-        self, network: Network, *, output: Output = "logits", inferer: Callable[..., Any] | None = None
+        self,
+        network: Network,
+        *,
+        output: Output = "logits",
+        inferer: Callable[..., Any] | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         if output not in get_args(Output):
             raise BadInputError(f"output: expected one of {', '.join(get_args(Output))}, got {output!r}.")
         if not callable(network):
             raise BadInputError(f"segmenter: expected a network or function, got {type(network).__name__}.")
         self.network, self.output, self.inferer = network, output, inferer
+        self.device = device
         self.calls = 0
         # Exported programs stay in the mode in which they were made, and refuse another.
         if isinstance(network, nn.Module) and not isinstance(network, torch.fx.GraphModule):
@@ -85,11 +92,19 @@ class Segmenter:
     def _probabilities(self, scores: torch.Tensor) -> torch.Tensor:
         if not bool(torch.isfinite(scores).all()):
             raise BadInputError("segmenter: expected finite outputs, got NaN or infinity. Check the scan and weights.")
+        low, high, off = float(scores.min()), float(scores.max()), float((scores.sum(dim=0) - 1).abs().max())
+        shares = low >= -1e-4 and high <= 1 + 1e-4
         if self.output == "sigmoid":
             if len(scores) != 1:
                 raise BadInputError(
                     f"segmenter: expected one channel for output 'sigmoid', got {len(scores)}. Classes that overlap "
                     "are not supported: wrap the network so that it gives one of them."
+                )
+            if shares:
+                raise BadInputError(
+                    f"segmenter: expected logits for output 'sigmoid', got numbers from {low:.3g} to {high:.3g} only, "
+                    "as after a sigmoid. Take it off, or wrap the network so that it gives cat([1 - p, p], dim=1) and "
+                    "say output='probabilities'."
                 )
             p = scores.sigmoid()
             return torch.cat([1 - p, p])
@@ -99,15 +114,22 @@ class Segmenter:
                 "one class say output='sigmoid'."
             )
         if self.output == "logits":
+            if shares and off <= 1e-3:
+                raise BadInputError(
+                    "segmenter: expected logits, got numbers in [0, 1] that sum to 1 over the classes. Say "
+                    "output='probabilities'."
+                )
             return scores.softmax(dim=0)
-        if float((scores.sum(dim=0) - 1).abs().max()) > 1e-2 or float(scores.min()) < -1e-4:
+        if not shares or off > 1e-2:
             raise BadInputError(
                 "segmenter: expected probabilities that sum to 1 over the classes, got others. Say output='logits' or "
                 "'sigmoid'."
             )
         return scores
 
-    def _device(self) -> torch.device:
+    def _device(self) -> str | torch.device:
+        if self.device is not None:
+            return self.device
         if isinstance(self.network, nn.Module):
             weights = next(self.network.parameters(), None)
             if weights is not None:

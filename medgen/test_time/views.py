@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -28,11 +31,13 @@ class ViewSettings:
     Attributes:
         method: One of :data:`medgen.diffusion.inversion.METHODS`.
         strength: Share in (0, 1] of the noise process that is gone.
-        randomness: rho in [0, 1]: 0 gives the scan back, 1 draws all noise anew.
+        randomness: rho in [0, 1]: 0 goes the same way back, 1 draws all noise anew.
         num_inference_steps: Steps within the strength.
         guidance_scale: w for the conditions, of all or by name; 1 makes one pass a step. None is the model's own.
         detail: What of the scan's own detail, which is lost on the way into latents, a view keeps: 1 adds the change
-            that the model makes to the scan (the delta decode, ``x + D(z') - D(z)``), 0 shows what it decodes.
+            that the model makes to the scan (the delta decode, ``x + D(z') - D(z)``), which at rho 0 is nothing; 0
+            shows what it decodes, so that what the model does not know, such as noise, goes.
+        max_memory_gb: Bound for what decoding adds to the memory in use; None decodes each view in one piece.
         precision: ``fp32`` or ``bf16`` of the networks; states are float32.
     """
 
@@ -42,6 +47,7 @@ class ViewSettings:
     num_inference_steps: int = 5
     guidance_scale: float | Mapping[str, float] | None = 1.0
     detail: float = 1.0
+    max_memory_gb: float | None = None
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
@@ -94,10 +100,35 @@ class GenerativeViews:
         self.condition, self.settings, self.seed, self.window = condition, settings, seed, window
         self.evaluations = 0
         self.scan = to_model(intensity.forward(image), placement, mode="linear", padding="reflect")
-        with torch.no_grad(), exact_fp32(), autocast(generator.device, settings.precision):
+        with torch.no_grad(), exact_fp32(), self._precision():
             self.latents = generator.encode(self.scan[None].to(generator.device)).float()
-            self.decoded = generator.decode(self.latents)[0].float().cpu()
+        kept = self.scan
+        if settings.detail:
+            kept = torch.lerp(self.scan, self.decode(self.latents)[0], settings.detail)
+        self._kept = kept  # what is taken off the scan where a view is put in
         self._trajectory: Trajectory | None = None
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scans of latents, one after the other: decoding takes the most memory.
+
+        Args:
+            latents: ``(B, c, *latent)``.
+
+        Returns:
+            ``(B, C, *placement.shape)`` float32 on the CPU.
+        """
+        with torch.no_grad(), exact_fp32(), self._precision():
+            rows = [self.generator.decode(row[None], max_memory_gb=self.settings.max_memory_gb) for row in latents]
+        return torch.cat([row.float().cpu() for row in rows])
+
+    def passes(self) -> int:
+        """Rows of the denoiser that one state takes: a pass for each output that guidance needs, in each window.
+
+        Returns:
+            Their number.
+        """
+        windows = len(list(_windows(self.latents.shape[2:], self.window))) if self.window else 1
+        return self._guided(self.condition).passes(0.0) * windows
 
     def cost(self) -> tuple[int, int]:
         """Denoiser rows before the first view, and for each.
@@ -105,9 +136,17 @@ class GenerativeViews:
         Returns:
             Both numbers.
         """
-        passes = self._guided(self.condition).passes(0.0)
         there, back = count_rows(self.settings.method, self.settings.num_inference_steps)
-        return passes * there, passes * back
+        return self.passes() * there, self.passes() * back
+
+    def look(self) -> None:
+        """Show the denoiser the scan at the noise level from which views come back, with all conditions, once."""
+        levels = self.trajectory().levels
+        scale = 1.0 if self.generator.config.objective.is_flow else math.hypot(1 - levels[0], levels[0])
+        time = torch.full((1,), float(self.trajectory().times[0]), device=self.latents.device)
+        with torch.no_grad(), exact_fp32(), self._precision():
+            self.generator.denoise(self.trajectory().states[0][:1] / scale, time, self.condition)
+        self.evaluations += 1
 
     def trajectory(self) -> Trajectory:
         """The way into noise; computed once.
@@ -143,9 +182,7 @@ class GenerativeViews:
         region = None
         if any(mask is not None for mask in masks):
             region = torch.stack([self._to_latents(mask) for mask in masks]).to(self.latents.device)
-        latents = self.draw(numbers, region)
-        with torch.no_grad(), exact_fp32(), autocast(self.generator.device, self.settings.precision):
-            decoded = self.generator.decode(latents).float().cpu()
+        decoded = self.decode(self.draw(numbers, region))
         return [self._change(made, mask) for made, mask in zip(decoded, masks, strict=True)]
 
     def draw(self, numbers: Sequence[int], region: torch.Tensor | None) -> torch.Tensor:
@@ -164,8 +201,7 @@ class GenerativeViews:
             return vary(self._denoise, trajectory, noise, randomness=self.settings.randomness, region=region)
 
     def _change(self, made: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        change = made - torch.lerp(self.scan, self.decoded, self.settings.detail)
-        own = from_model(change, self.placement, mode="linear")
+        own = from_model(made - self._kept, self.placement, mode="linear")
         own = own / torch.tensor(self.intensity.scale, dtype=torch.float32).view(-1, *[1] * (own.ndim - 1))
         return own if mask is None else torch.where(mask, own, 0.0)
 
@@ -184,24 +220,48 @@ class GenerativeViews:
         noise = torch.randn(shape, generator=stream(derive_seed(self.seed, "test time", name), "noise"))
         return noise.to(self.latents.device)
 
+    def _precision(self) -> AbstractContextManager[object]:
+        return autocast(self.generator.device, self.settings.precision)
+
     def _guided(self, condition: Condition) -> Guided[Condition]:
         def denoise(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-            with autocast(self.generator.device, self.settings.precision):
+            with self._precision():
                 return self.generator.denoise(x, t, condition)
 
         return guide(self.generator, condition, SamplingSettings(guidance_scale=self.settings.guidance_scale), denoise)
 
     @torch.no_grad()
     def _denoise(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        parts = self.condition.parts
-        guided = self._guided(Condition({name: part.expand(len(x), *part.shape[1:]) for name, part in parts.items()}))
-        out = guided(x, t) if self.window is None else in_windows(guided, x, t, self.window)
-        self.evaluations += guided.evaluations * len(x)
-        return out
+        parts = {name: part.expand(len(x), *part.shape[1:]) for name, part in self.condition.parts.items()}
+        if self.window is None:
+            guided = self._guided(Condition(parts))
+            out = guided(x, t)
+            self.evaluations += guided.evaluations * len(x)
+            return out
+        stride = self.generator.compression
+        whole = tuple(length * stride for length in x.shape[2:])
+
+        def denoise(x: torch.Tensor, t: torch.Tensor, slices: tuple[slice, ...]) -> torch.Tensor:
+            # Maps are cut with the state that they belong to; words and facts are of all of it.
+            maps: tuple[Any, ...] = (..., *(slice(part.start * stride, part.stop * stride) for part in slices))
+            cut = {name: part[maps] if tuple(part.shape[2:]) == whole else part for name, part in parts.items()}
+            guided = self._guided(Condition(cut))
+            out = guided(x, t)
+            self.evaluations += guided.evaluations * len(x)
+            return out
+
+        return in_windows(denoise, x, t, self.window)
+
+
+def _windows(size: Sequence[int], window: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    from monai.data.utils import dense_patch_slices
+
+    edges = tuple(min(length, whole) for length, whole in zip(window, size, strict=True))
+    yield from dense_patch_slices(tuple(size), edges, [max(1, length // 2) for length in edges])
 
 
 def in_windows(
-    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    denoise: Callable[[torch.Tensor, torch.Tensor, tuple[slice, ...]], torch.Tensor],
     x: torch.Tensor,
     t: torch.Tensor,
     window: tuple[int, ...],
@@ -209,7 +269,7 @@ def in_windows(
     """Output of a denoiser that sees one window of a large state at a time, averaged where windows overlap.
 
     Args:
-        denoise: Of state and times.
+        denoise: Of state, times and the window.
         x: ``(B, C, *size)`` state.
         t: ``(B,)`` times.
         window: Voxels per axis; windows overlap by a half.
@@ -217,13 +277,9 @@ def in_windows(
     Returns:
         ``(B, C, *size)``.
     """
-    from monai.data.utils import dense_patch_slices
-
-    size = tuple(min(length, whole) for length, whole in zip(window, x.shape[2:], strict=True))
-    steps = [max(1, length // 2) for length in size]
     total, count = torch.zeros_like(x, dtype=torch.float32), torch.zeros_like(x[:1, :1], dtype=torch.float32)
-    for slices in dense_patch_slices(x.shape[2:], size, steps):
-        where = (..., *slices)
-        total[where] += denoise(x[where], t).float()
+    for slices in _windows(x.shape[2:], window):
+        where: tuple[Any, ...] = (..., *slices)
+        total[where] += denoise(x[where], t, slices).float()
         count[where] += 1
     return total / count

@@ -305,6 +305,7 @@ class Run:
             guidance_scales=before.guidance_scales,
             label_objective=before.label_objective,
             label_stride=before.label_stride,
+            familiarity=before.familiarity,
         )
         generator.config.training |= {"base": before.name, "trained_before": before.training}
         text = plan.denoiser.conditions.text
@@ -396,8 +397,8 @@ class Run:
         )
         self._loop(stage, plan.batch_size)
         if is_image and self.accelerator.is_main_process:
-            scans = (crop_to({"image": read_scan(scan)["image"]}, self.plan.size, None) for scan in train_scans)
-            generator.config.familiarity = fit_familiarity(generator, (scan["image"][None] for scan in scans))
+            known = fit_familiarity(generator, (read_scan(scan)["image"][None] for scan in train_scans))
+            generator.config.familiarity = known or generator.config.familiarity  # few scans leave that of a base
         if saves and self.accelerator.is_main_process:
             self._save(generator)
         self.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -116,9 +117,9 @@ def test_memory_does_not_grow_with_the_views() -> None:
         consensus = Consensus(combination="logit", outlier_dice=0.5)
         for index in range(count):
             consensus.add(p[index % 4])
-        held = [value for value in vars(consensus).values() if isinstance(value, torch.Tensor)]
-        sizes.append(sum(value.untyped_storage().nbytes() for value in held))
-    assert sizes[0] == sizes[1]
+        sizes.append(len(pickle.dumps(vars(consensus))))
+    # All that is kept of a prediction are the volumes of its classes.
+    assert sizes[1] - sizes[0] < 60 * 2 * 16 < p[0].numel()
 
 
 @pytest.mark.parametrize(

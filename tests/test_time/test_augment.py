@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from monai.networks.nets import UNet
 from medgen.data.intensity import Normalization
 from medgen.generator import Generator
 from medgen.generator.familiarity import Familiarity, deep_features, fit_familiarity
-from medgen.test_time import GenerativeTTA
+from medgen.test_time import GenerativeTTA, Segmenter, change_intensities
+from medgen.test_time.attention import attended_region
 from medgen.types import BadInputError
 
 SHAPES = {2: (24, 20), 3: (12, 10, 14)}
@@ -128,7 +130,13 @@ def test_large_scans_go_through_windows(make_generator: Callable[..., Generator]
     torch.testing.assert_close(covering, whole)
     predict = tta(generator, geometric=False, window=(8, 8), inferer=SlidingWindowInferer((16, 16)))
     found = predict(scan(2))
-    assert found.label.shape == SHAPES[2] and found.evaluations > 20
+    # Latents of 12 by 10: windows of 8 at 0 and 4 along one axis, at 0 and 2 along the other.
+    assert found.label.shape == SHAPES[2] and found.evaluations == 4 * 20
+    less = tta(generator, geometric=False, window=(8, 8), max_evaluations=45)(scan(2))
+    assert less.evaluations == 4 * (5 + 5) and "allow 1 views" in less.stopped
+    steered = tta(generator, geometric=False, window=(8, 8), condition_on_prediction=True, guidance_scale=2.0)(scan(2))
+    assert steered.evaluations == 2 * 4 * 20
+    assert not torch.equal(steered.probability, found.probability)
 
 
 def test_conditions_steer_views_and_cost_passes(make_generator: Callable[..., Generator]) -> None:
@@ -144,6 +152,69 @@ def test_conditions_steer_views_and_cost_passes(make_generator: Callable[..., Ge
     assert attended.evaluations == 21  # one row looks where the words are
     hybrid = tta(generator, geometric=False, mask="hybrid")(scan(2), text="large heart")
     assert hybrid.evaluations == 21
+    bounded = tta(generator, geometric=False, mask="hybrid", guidance_scale=2.0, max_evaluations=31)
+    assert bounded(scan(2), text="large heart").evaluations == 31  # 10 there, 10 back twice, and the look
+    with pytest.raises(BadInputError, match="expected fewer words than the 6 of the encoder"):
+        tta(generator, mask="attention")(scan(2), text="large heart small heart large heart")
+
+
+def test_the_region_of_attention_is_where_the_words_are_looked_at(make_generator: Callable[..., Generator]) -> None:
+    """A denoiser whose queries are the left half of the scan, and whose keys are words."""
+    generator = make_generator(2, conditions=("mask", "text"))
+    seen: list[torch.Tensor] = []
+
+    class Left(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            rows = torch.zeros_like(hidden).unflatten(1, (6, 5))
+            rows[:, :, :2] = 5.0
+            return rows.flatten(1, 2)
+
+    class Words(torch.nn.Module):
+        def forward(self, context: torch.Tensor) -> torch.Tensor:
+            there = context.abs().sum(dim=2, keepdim=True) > 0
+            return there.float().expand(-1, -1, 16)
+
+    for name, module in generator.denoiser.named_modules():
+        if name.endswith("attn2"):
+            module.to_q, module.to_k = Left(), Words()
+            seen.append(module)
+    assert seen
+    predict, image = tta(generator, mask="attention", geometric=False), scan(2)
+    maker, _ = predict._maker(image, torch.full((3, *SHAPES[2]), 1 / 3), "large heart", None)
+    region = attended_region(maker)
+    assert region.shape == SHAPES[2]
+    assert region[:, :6].all() and not region[:, 12:].any()
+    seen_by_segmenter = predict.views(image, 3, text="large heart")
+    assert all(torch.equal(view[0][:, 14:], image[0][:, 14:]) for view in seen_by_segmenter)
+
+
+@pytest.mark.parametrize("kind", ["color", "pixels", "stable diffusion"])
+def test_generators_of_other_kinds_make_views_too(
+    kind: str, make_generator: Callable[..., Generator], saved_pipeline: Path
+) -> None:
+    if kind == "stable diffusion":
+        generator = Generator.from_pretrained(saved_pipeline)
+        image, text = scan(2)[:, :16, :16], {"text": "a b"}
+        found = tta(generator, geometric=False, mask="attention")(image, **text)
+        assert found.evaluations == 21
+        published = tta(generator, geometric=False, method="null_text", num_views=1)
+        losses = published(image, **text)
+        assert losses.evaluations > 300
+    elif kind == "color":
+        generator, image = make_generator(2, channels=3), scan(2, channels=3)
+        found = GenerativeTTA(network(2, channels=3), generator, num_views=3, geometric=False, precision="fp32")(image)
+    else:
+        generator, image = make_generator(2), scan(2)
+        whole = make_generator(2)
+        generator.autoencoder = None
+        generator.denoiser = type(whole.denoiser)(2, 1, (8, 16), (False, False), 1, 8, 4, mask_classes=3).eval()
+        generator.config.latent_scale, generator.config.latent_shift = (1.0,), (0.0,)
+        predict = tta(generator, geometric=False)
+        found = predict(image)
+        same = tta(generator, randomness=0.0).views(image, 1)[0]
+        inside = (image > image.quantile(0.01)) & (image < image.quantile(0.99))  # what percentiles do not clip
+        torch.testing.assert_close(same[inside], image[inside], atol=0.5, rtol=0)
+    assert found.views + found.dropped == 4 and bool(torch.isfinite(found.probability).all())
 
 
 def test_a_budget_returns_the_best_so_far(make_generator: Callable[..., Generator]) -> None:
@@ -158,9 +229,13 @@ def test_a_budget_returns_the_best_so_far(make_generator: Callable[..., Generato
         return torch.cat([inputs, -inputs], dim=1)
 
     late = GenerativeTTA(slow, generator, num_views=500, max_seconds=0.3, precision="fp32")(scan(2))
-    assert "seconds were over" in late.stopped and late.views < 100
+    assert "seconds were over" in late.stopped and 4 < late.views < 100 and not late.fallback
+    none = GenerativeTTA(slow, generator, max_seconds=1e-4, precision="fp32")(scan(2))
+    assert "before the first generative view" in none.fallback and none.evaluations == 0
     stable = tta(generator, num_views=50, randomness=0.0, detail=1.0, geometric=False, patience=3)(scan(2))
     assert "stayed the same over 3" in stable.stopped and stable.views == 4
+    mirrored = tta(generator, num_views=50, randomness=0.0, detail=1.0, patience=3)(scan(2))
+    assert mirrored.evaluations >= 20  # mirror images of the scan do not count
 
 
 def test_unknown_scans_get_geometric_views(make_generator: Callable[..., Generator]) -> None:
@@ -176,13 +251,16 @@ def test_unknown_scans_get_geometric_views(make_generator: Callable[..., Generat
 
 
 def test_what_a_model_knows_is_told_from_what_it_does_not(make_generator: Callable[..., Generator]) -> None:
-    generator = make_generator(2)
+    generator = make_generator(2, size=(24, 20))
     scans = [2 * (s := scan(2, seed=seed % 5))[None] / s.max() - 1 for seed in range(16)]
     known = fit_familiarity(generator, (values[..., :24, :20] for values in scans))
     assert known is not None and fit_familiarity(generator, scans[:7]) is None
     rows = torch.stack([deep_features(generator, values) for values in scans])
     np.testing.assert_allclose(known.mean, rows.mean(0), atol=1e-6)
     assert all(known.score(row) < known.limit for row in rows)
+    # Of a larger scan the center is looked at, as in training.
+    framed = torch.nn.functional.pad(scans[0], (6, 6, 4, 4))
+    assert known.score(deep_features(generator, framed)) == known.score(rows[0])
     stripes = torch.sign(torch.sin(torch.arange(24.0) * 2))[:, None].expand(24, 20)
     assert known.score(deep_features(generator, stripes[None, None])) > known.limit
 
@@ -233,6 +311,13 @@ def test_outputs_that_are_not_what_was_said_are_refused(make_generator: Callable
     generator = make_generator(2)
     with pytest.raises(BadInputError, match="probabilities that sum to 1 over the classes"):
         tta(generator, output="probabilities")(scan(2))
+    module = network(2).eval()
+    with pytest.raises(BadInputError, match="expected logits, got numbers in"):
+        GenerativeTTA(lambda x: module(x).softmax(1), generator)(scan(2))
+    with pytest.raises(BadInputError, match="as after a sigmoid"):
+        GenerativeTTA(lambda x: x / 2000, generator, output="sigmoid")(scan(2))
+    with pytest.raises(BadInputError, match="output and inferer: expected none beside a Segmenter"):
+        GenerativeTTA(Segmenter(module), generator, output="sigmoid")
     with pytest.raises(BadInputError, match="one channel for output 'sigmoid', got 3"):
         tta(generator, output="sigmoid")(scan(2))
     with pytest.raises(BadInputError, match="of the 3 classes of the generator"):
@@ -262,12 +347,26 @@ def test_scans_that_do_not_fit_are_refused(make_generator: Callable[..., Generat
         tta(make_generator(2), mask="attention")(scan(2))
 
 
+def test_intensities_change_within_the_range_of_each_channel() -> None:
+    image = torch.stack([scan(2)[0], scan(2, seed=1)[0] / 300])
+    for number in range(1, 6):
+        made = change_intensities(image, seed=0, number=number)
+        for channel, before in zip(made, image, strict=True):
+            assert float(before.min()) <= float(channel.min()) and float(channel.max()) <= float(before.max())
+            assert 0.3 < float(channel.std() / before.std()) < 2 and not torch.equal(channel, before)
+    assert change_intensities(image, seed=0, number=0) is image
+
+
 def test_too_little_memory_says_what_to_do(make_generator: Callable[..., Generator]) -> None:
-    def starved(inputs: torch.Tensor) -> torch.Tensor:
+    def starved(inputs: torch.Tensor, **options: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     with pytest.raises(MemoryError, match="Give an inferer"):
         GenerativeTTA(starved, make_generator(2))(scan(2))
+    generator = make_generator(2)
+    generator.decode = starved
+    with pytest.raises(MemoryError, match="Lower view_batch"):
+        tta(generator)(scan(2))
 
 
 @pytest.mark.parametrize(
@@ -302,5 +401,8 @@ def test_the_published_method_runs_and_is_counted(make_generator: Callable[..., 
     assert rest == 0 and 100 <= iterations <= 1000
     assert all(torch.equal(a, b) for a, b in zip(weights, generator.denoiser.parameters(), strict=True))
     assert all(weight.requires_grad for weight in generator.denoiser.parameters())
+    for option in ({"num_inference_steps": 3}, {"mask": "hybrid"}, {"guidance_scale": 2.0}):
+        with pytest.raises(BadInputError, match="method null_text: expected no"):
+            tta(generator, method="null_text", **option)
     with pytest.raises(BadInputError, match="expected something that steers the generator"):
         tta(generator, method="null_text")(scan(2))

@@ -108,6 +108,8 @@ def test_an_interrupted_run_goes_on(model: Path, script: Path, scans: Path, tmp_
     text = (output / RECORDS).read_text().splitlines()
     (output / RECORDS).write_text(text[0] + "\n" + text[1][:20])
     again = predict(str(model), script, scans, output, intensities="unit", **QUICK)
+    stored = [json.loads(line) for line in (output / RECORDS).read_text().splitlines()]
+    assert stored == again and len(stored) == 2
     plain = [{key: value for key, value in line.items() if key != "seconds"} for line in again]
     assert plain == [{key: value for key, value in line.items() if key != "seconds"} for line in whole]
 
@@ -141,6 +143,10 @@ def test_exported_programs_and_windows(model: Path, script: Path, scans: Path, t
     )
     np.testing.assert_array_equal(first, second)
     assert (first != third).mean() < 0.01
+    patches = tmp_path / "patches.pt2"
+    torch.export.save(torch.export.export(Bright(), (torch.rand(1, 1, 8, 8, 8),)), patches)
+    predict(str(model), patches, scans, tmp_path / "patches", patch_size=[8, 8, 8], **options)
+    np.testing.assert_array_equal(nib.load(tmp_path / "patches/labels/case_0.nii.gz").get_fdata(), third)
 
 
 def test_monai_bundles_do_their_own_preprocessing(model: Path, scans: Path, tmp_path: Path) -> None:
@@ -171,6 +177,16 @@ def test_monai_bundles_do_their_own_preprocessing(model: Path, scans: Path, tmp_
     np.testing.assert_allclose(written.affine, np.diag([-1.0, -1.0, 1.5, 1.0]))
     with pytest.raises(BadInputError, match="expected none for a MONAI bundle"):
         predict(str(model), bundle, scans, tmp_path / "no", intensities="unit", **QUICK)
+    config["preprocessing"]["transforms"][-1] = {"_target_": "ScaleIntensityd", **keys}
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
+    with pytest.raises(BadInputError, match="predictions of another model, segmenter or settings"):
+        predict(str(model), bundle, scans, tmp_path / "out", **QUICK)
+    config["postprocessing"] = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
+    with pytest.raises(BadInputError, match="whose postprocessing is a sigmoid"):
+        predict(str(model), bundle, scans, tmp_path / "out", **QUICK)
+    del config["postprocessing"]
+    (bundle / "configs" / "inference.json").write_text(json.dumps(config))
     (bundle / "models" / "model.pt").unlink()
     with pytest.raises(BadInputError, match="got neither"):
         predict(str(model), bundle, scans, tmp_path / "no", **QUICK)
@@ -199,4 +215,13 @@ def test_what_is_no_segmenter_is_refused(model: Path, scans: Path, tmp_path: Pat
     ):
         with pytest.raises(BadInputError, match=words):
             predict(str(model), path, scans, tmp_path / "out", **QUICK)
+    script = tmp_path / "seg.ts"
+    torch.jit.script(Bright()).save(str(script))
+    for options, words in (
+        ({"mask": "attention"}, "want a text for each scan"),
+        ({"method": "null_text"}, "want a text for each scan"),
+        ({"scaled_window": (0.0, 1.0)}, "scaled_window: expected none"),
+    ):
+        with pytest.raises(BadInputError, match=words):
+            predict(str(model), script, scans, tmp_path / "out", **QUICK, **options)
     assert not (tmp_path / "out").exists()

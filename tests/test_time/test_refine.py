@@ -60,6 +60,8 @@ def test_what_a_voxel_cannot_tell_the_shape_does(refiner: Refiner, tmp_path: Pat
     assert {path.suffix for path in (tmp_path / "refiner").iterdir()} == {".json", ".safetensors"}
     again = Refined(segmenter, Refiner.from_pretrained(tmp_path / "refiner"))
     assert torch.equal(again(inputs), found)
+    both = refined(torch.cat([inputs, pair(100)[0].float()[None]]))  # as sliding windows come
+    assert torch.equal(both[:1], found) and not torch.equal(both[1:], found)
     odd = refined(torch.rand(1, 1, 30, 27))  # any size
     assert odd.shape == (1, 2, 30, 27)
 
