@@ -17,7 +17,7 @@ from medgen.data.intensity import IntensityMap
 from medgen.diffusion.guidance import Guided
 from medgen.diffusion.inversion import METHODS, Trajectory, count_rows, invert, vary
 from medgen.generator import Generator
-from medgen.precision import Precision, autocast, exact_fp32
+from medgen.precision import Precision, autocast, exact_fp32, memory_format
 from medgen.seeding import derive_seed, stream
 from medgen.synthesis.plan import SamplingSettings
 from medgen.synthesis.steering import guide
@@ -99,6 +99,9 @@ class GenerativeViews:
         self.generator, self.placement, self.intensity = generator, placement, intensity
         self.condition, self.settings, self.seed, self.window = condition, settings, seed, window
         self.evaluations = 0
+        # Set either way: the layout decides the rounding, so it must not depend on what ran before.
+        fast = memory_format(generator.config.spatial_dims) if settings.precision == "bf16" else torch.contiguous_format
+        generator.to(memory_format=fast)
         self.scan = to_model(intensity.forward(image), placement, mode="linear", padding="reflect")
         with torch.no_grad(), exact_fp32(), self._precision():
             self.latents = generator.encode(self.scan[None].to(generator.device)).float()
