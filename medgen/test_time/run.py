@@ -222,7 +222,7 @@ def predict(
     contact_sheet(
         _shown([(cases[line["case"]], line) for line in lines[:_SHOWN]], output),
         output / "predictions.png",
-        title=f"{len(lines)} predictions; below each scan its entropy",
+        title=f"{len(lines)} predictions; beside each scan its entropy",
     )
     return lines
 
@@ -384,6 +384,7 @@ def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def _shown(rows: Sequence[tuple[list[Path], dict[str, Any]]], output: Path) -> Iterator[Sample]:
     for paths, line in rows:
-        (image, grid), (label, entropy, _) = _read(paths), line["files"]
-        yield Sample(line["case"], grid, image, read_image(output / label)[0][0].to(torch.int16))
-        yield Sample(f"{line['case']}: entropy", grid, read_image(output / entropy)[0])
+        (image, grid), (label_file, entropy_file, _) = _read(paths), line["files"]
+        label = read_image(output / label_file)[0][0].to(torch.int16)
+        yield Sample(line["case"], grid, image, label)
+        yield Sample(f"{line['case']}: entropy", grid, read_image(output / entropy_file)[0], label)
