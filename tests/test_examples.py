@@ -97,7 +97,7 @@ def test_views_of_images_and_volumes_are_made_and_drawn(repository, tmp_path):
     assert "26 evaluations an image" in printed and (tmp_path / "views.png").stat().st_size > 5000
     output = tmp_path / "predicted"
     printed = run(repository, "test_time_3d.py", "--toy", tmp_path / "toy_3d", "--num_views", 2, "--output", output)
-    assert "10 predictions, 15 evaluations, fallback: none" in printed and "affine kept: True" in printed
+    assert "10 predictions, 16 evaluations, fallback: none" in printed and "affine kept: True" in printed
     scan = nib.load(next((tmp_path / "toy_3d" / "synthetic" / "imagesTr").glob("*.nii.gz")))
     for name in ("label", "entropy", "mutual_information"):
         assert nib.load(next(output.glob(f"*_{name}.nii.gz"))).shape == scan.shape
