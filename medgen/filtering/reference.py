@@ -16,7 +16,7 @@ from medgen.filtering.measure import Instruments, Measured
 from medgen.provenance import sha256_scan
 from medgen.types import BadInputError
 
-_VERSION = 3  # raise when measurements of equal scans change
+_VERSION = 4  # raise when measurements of equal scans change
 
 
 @dataclass(frozen=True, eq=False)

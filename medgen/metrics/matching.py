@@ -70,8 +70,8 @@ def closest(query: torch.Tensor, reference: torch.Tensor, *, exclude: torch.Tens
     parts = []
     for rows in torch.arange(len(query), device=query.device).split(_QUERIES):
         chosen = None if exclude is None else exclude[rows]
-        candidates, start = _search(_level(query[rows], 0), coarse, poses, chosen, _LEVELS[0][2])
-        parts.append(_fit_candidates(query[rows], reference, candidates, poses[start]))
+        candidates, start, counts = _search(_level(query[rows], 0), coarse, poses, chosen, _LEVELS[0][2])
+        parts.append(_fit_candidates(query[rows], reference, candidates, poses[start], counts))
     return Matches(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -85,8 +85,8 @@ def _level(descriptors: torch.Tensor, level: int) -> torch.Tensor:
 
 def _search(
     query: torch.Tensor, reference: torch.Tensor, poses: torch.Tensor, exclude: torch.Tensor | None, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the best references ``(Q, K)``, and of the poses ``(Q, K)`` in which they are best."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of the best references ``(Q, K)``, of the poses in which they are best, and which of them count."""
     inside, points = _inside(query)
     wanted = _unit(query.flatten(2)[..., inside]).flatten(1)
     best = wanted.new_full((len(query), len(reference)), -2.0)
@@ -99,19 +99,27 @@ def _search(
         which[better] = number
     if exclude is not None:
         best[exclude] = -3.0
-    candidates = best.topk(min(count, len(reference)), dim=1).indices
-    return candidates, which.gather(1, candidates).long()
+    values, candidates = best.topk(min(count, len(reference)), dim=1)
+    return candidates, which.gather(1, candidates).long(), values > -3.0
 
 
 def _fit_candidates(
-    query: torch.Tensor, reference: torch.Tensor, candidates: torch.Tensor, pose: torch.Tensor
+    query: torch.Tensor,
+    reference: torch.Tensor,
+    candidates: torch.Tensor,
+    pose: torch.Tensor,
+    counts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fit the poses ``(Q, K, dims, dims + 1)`` of the candidates ``(Q, K)`` down the pyramid; the last one stays."""
+    """Fit the poses ``(Q, K, dims, dims + 1)`` of the candidates ``(Q, K)`` down the pyramid; the last one stays.
+
+    Where fewer are left than are looked at, some are among the candidates that do not count ``(Q, K)``, and go first.
+    """
     similarity = torch.zeros(candidates.shape, dtype=torch.float64, device=query.device)
     for level, (_, _, count, steps, together) in enumerate(_LEVELS):
         if level:
             keep = similarity.topk(min(count, candidates.shape[1]), dim=1).indices
-            candidates, similarity = candidates.gather(1, keep), similarity.gather(1, keep)
+            candidates, counts = candidates.gather(1, keep), counts.gather(1, keep)
+            similarity = similarity.gather(1, keep)
             pose = pose[torch.arange(len(query), device=query.device)[:, None], keep]
         pose = pose.clone()
         pairs = torch.cartesian_prod(*(torch.arange(size, device=query.device) for size in candidates.shape))
@@ -119,6 +127,7 @@ def _fit_candidates(
             rows, columns = pair.unbind(dim=1)
             template, moving = _level(query[rows], level), _level(reference[candidates[rows, columns]], level)
             similarity[rows, columns], pose[rows, columns] = _fit(template, moving, pose[rows, columns], steps)
+        similarity = torch.where(counts, similarity, -4.0)
     return candidates[:, 0], similarity[:, 0], pose[:, 0]
 
 

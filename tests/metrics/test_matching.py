@@ -107,6 +107,14 @@ def test_excluded_pairs_are_not_matched_and_batches_do_not_matter() -> None:
     assert torch.equal(again.pose, found.pose)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_few_scans_none_matches_one_that_is_excluded(count: int) -> None:
+    real = describe(scans(count, (32, 32)))
+    found = closest(real, real, exclude=torch.eye(count, dtype=torch.bool))
+    assert (found.index != torch.arange(count)).all()
+    assert (found.similarity < 0.95).all()  # of another scan, not of itself
+
+
 def test_refuses_sets_that_do_not_compare() -> None:
     flat, deep = describe(scans(2, (16, 16))), describe(scans(2, (16, 16, 16)))
     for query, reference in ((flat, deep), (flat, flat.expand(-1, 3, -1, -1)), (flat, flat[:0])):
