@@ -406,3 +406,24 @@ def test_the_published_method_runs_and_is_counted(make_generator: Callable[..., 
             tta(generator, method="null_text", **option)
     with pytest.raises(BadInputError, match="expected something that steers the generator"):
         tta(generator, method="null_text")(scan(2))
+
+
+def test_windows_cut_maps_with_the_state(make_generator: Callable[..., Generator]) -> None:
+    generator = make_generator(2)
+    predict = tta(generator, window=(8, 8), condition_on_prediction=True)
+    draw = torch.Generator().manual_seed(0)
+    maker, _ = predict._maker(scan(2), torch.rand(3, *SHAPES[2], generator=draw), None, None)
+    whole = maker.condition.parts["mask"]
+    starts = []
+
+    def watch(x: torch.Tensor, t: torch.Tensor, condition: object, **options: object) -> torch.Tensor:
+        row, column = (int(value) for value in x[0, :, 0, 0])
+        starts.append((row, column))
+        cut = whole[..., 2 * row : 2 * row + 16, 2 * column : 2 * column + 16]
+        assert torch.equal(condition.parts["mask"][:1], cut)
+        return x
+
+    generator.denoise = watch
+    places = torch.stack(torch.meshgrid(torch.arange(12.0), torch.arange(10.0), indexing="ij"))[None]
+    torch.testing.assert_close(maker._denoise(places, torch.zeros(1)), places)
+    assert sorted(starts) == [(0, 0), (0, 2), (4, 0), (4, 2)]
