@@ -56,6 +56,7 @@ from medgen.data.standard import normalize, read_scan
 from medgen.filtering import Gates, find_reference
 from medgen.filtering.judging import judge_cases
 from medgen.filtering.neighbors import similarity
+from medgen.filtering.source import STEPS
 from medgen.metrics.descriptor import describe
 from medgen.precision import resolve_device
 from medgen.provenance import sha256_array, sha256_file
@@ -258,7 +259,7 @@ def copies(gates: Gates, train: Sequence[Case], dataset: Dataset, n: int, seed: 
     return found
 
 
-def measure(name: str, steps: int | None, n: int, seed: int) -> dict[str, Any]:
+def measure(name: str, steps: int, n: int, seed: int) -> dict[str, Any]:
     """All figures of one set."""
     started, workdir = time.monotonic(), WORKDIR / "gates"
     workdir.mkdir(parents=True, exist_ok=True)
@@ -334,13 +335,13 @@ def report(name: str, result: dict[str, Any]) -> dict[str, bool]:
 
 
 def main(
-    datasets: tuple[str, ...] = ("hippocampus3d", "cardiac_acdc"), steps: int | None = None, n: int = 60, seed: int = 0
+    datasets: tuple[str, ...] = ("hippocampus3d", "cardiac_acdc"), steps: int = STEPS, n: int = 60, seed: int = 0
 ) -> None:
     """Plant faults into real pairs and count.
 
     Args:
         datasets: Folders of real scans.
-        steps: Steps of each segmenter; by default those of `medgen filter`.
+        steps: Of each segmenter.
         n: Most validation pairs that get each fault, and training scans that are copied.
         seed: Of the segmenters and of all that is planted.
     """

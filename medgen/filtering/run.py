@@ -22,7 +22,7 @@ from medgen.filtering.folder import (
 )
 from medgen.filtering.gates import Gate, Gates
 from medgen.filtering.judging import judge_cases
-from medgen.filtering.source import find_reference
+from medgen.filtering.source import STEPS, find_reference
 from medgen.filtering.summary import write_summary
 from medgen.precision import resolve_device
 from medgen.provenance import MANIFEST, SampleRecord, read_manifest, sha256_scan
@@ -36,7 +36,7 @@ def filter_pairs(
     *,
     gates: list[Gate] | None = None,
     real_rejected: float | None = None,
-    steps: int | None = None,
+    steps: int = STEPS,
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
@@ -63,7 +63,7 @@ def filter_pairs(
         real_rejected: Share of real scans that all gates together may reject; by default 0.05, or that which the fitted
             gates were made with. Fewer than 19 patients need a larger one, which makes stricter gates: 0.17 with 5
             patients, 0.1 with 9.
-        steps: Steps of each of the three segmenters; by default 1000 in 2D and 400 in 3D.
+        steps: Of each of the three segmenters.
         seed: Of the segmenters.
         device: 'auto', 'cpu', 'cuda' or another torch device.
         overwrite: Replace another run's output in the folder.

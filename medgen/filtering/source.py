@@ -22,7 +22,7 @@ from medgen.types import BadInputError
 
 OPTIONS = "options.json"
 REAL_REJECTED = 0.05
-STEPS = {2: 1000, 3: 400}  # of each segmenter
+STEPS = 1000  # of each segmenter
 _NAMES = ("class_names", "channel_names")
 
 
@@ -173,14 +173,14 @@ class ReferenceSource:
 
 
 def find_reference(
-    path: Path, output: Path, *, steps: int | None = None, seed: int = 0, consistency: bool = True
+    path: Path, output: Path, *, steps: int = STEPS, seed: int = 0, consistency: bool = True
 ) -> ReferenceSource:
     """Look at a reference, without measuring it.
 
     Args:
         path: Folder of real scans, or of fitted gates, which keep their own settings.
         output: Output folder; what is fitted goes beside it.
-        steps: Steps of each segmenter; None takes 1000 in 2D and 400 in 3D.
+        steps: Of each segmenter.
         seed: Of the segmenters.
         consistency: Whether segmenters are needed.
 
@@ -191,7 +191,7 @@ def find_reference(
         BadInputError: If the folder holds neither, steps are fewer than 1, no training scan has a label, or a file is
             missing.
     """
-    if steps is not None and steps < 1:
+    if steps < 1:
         raise BadInputError(f"steps: expected at least 1, got {steps}.")
     if (facts := _read_json(path / FACTS)) is not None:
         try:
@@ -213,7 +213,7 @@ def find_reference(
                 "the real scans in its place."
             ) from error
     dataset = read_dataset(path)
-    settings = {"steps": (steps or STEPS[dataset.spatial_dims]) if consistency else None, "seed": seed}
+    settings = {"steps": steps if consistency else None, "seed": seed}
     return ReferenceSource(
         root=path,
         folder=output.with_name(f"{output.resolve().name}_gates"),
