@@ -54,12 +54,12 @@ class Consensus:
         combination: How they become one: ``mean`` of the probabilities, ``logit`` mean (their geometric mean), or the
             ``vote`` of their labels.
         weighting: ``equal``, or ``confidence``: each counts by 1 less its mean entropy over the classes' logarithm,
-            where it or the consensus sees a class.
+            where it or the consensus sees a class. Votes are equal.
         outlier_dice: Least Dice of a prediction with the others so far, as a share of the Dice of those between
             themselves; below it a prediction does not count. 0 takes all. Three have to be there for a judgement.
 
     Raises:
-        BadInputError: If an option is not one of those, or the share is out of range.
+        BadInputError: If an option is not one of those, votes are to be weighted, or the share is out of range.
     """
 
     def __init__(
@@ -68,6 +68,11 @@ class Consensus:
         for name, value, known in (("combination", combination, Combination), ("weighting", weighting, Weighting)):
             if value not in get_args(known):
                 raise BadInputError(f"{name}: expected one of {', '.join(get_args(known))}, got {value!r}.")
+        if combination == "vote" and weighting == "confidence":
+            raise BadInputError(
+                "weighting: expected 'equal' for a vote, in which every prediction counts as one, got 'confidence'. "
+                "Take combination 'mean' or 'logit'."
+            )
         if not 0 <= outlier_dice <= 1:
             raise BadInputError(f"outlier_dice: expected a share in [0, 1], got {outlier_dice}. 0 takes all views.")
         self.combination, self.weighting, self.outlier_dice = combination, weighting, outlier_dice

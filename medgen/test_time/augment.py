@@ -8,31 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import torch
 from monai.utils import convert_to_tensor
 
-from medgen.data.geometry import from_model
 from medgen.generator import Generator
-from medgen.generator.familiarity import deep_features
-from medgen.generator.scans import affine_of, grid_of, read_image
-from medgen.precision import Precision, is_out_of_memory, resolve_precision
-from medgen.synthesis.editing import steered_scan
-from medgen.synthesis.steering import batch_condition
+from medgen.precision import Precision, resolve_precision
 from medgen.test_time.aggregate import Agreement, Combination, Consensus, Weighting
-from medgen.test_time.attention import attended_region
 from medgen.test_time.geometric import Flip, change_intensities, flips
-from medgen.test_time.masks import MaskKind, check_kind, random_blocks, uncertain_region
-from medgen.test_time.null_text import NullTextViews
+from medgen.test_time.making import Making, ScanViews
+from medgen.test_time.masks import MaskKind
 from medgen.test_time.segmenter import Network, Output, Segmenter
-from medgen.test_time.slices import SliceViews
-from medgen.test_time.views import GenerativeViews, ViewSettings
-from medgen.types import BadInputError, Grid
+from medgen.test_time.views import ViewSettings
+from medgen.types import BadInputError
 
 NULL_TEXT = "null_text"
 _STABLE = 0.999  # share of the voxels of the classes that stay, from which a consensus counts as the same
@@ -149,7 +140,6 @@ class GenerativeTTA:
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        check_kind(mask)
         for name, value, least in (
             ("num_views", num_views, 1),
             ("view_batch", view_batch, 1),
@@ -179,23 +169,30 @@ class GenerativeTTA:
         self.generator = (
             generator if isinstance(generator, Generator) else Generator.from_pretrained(generator, device=device)
         )
-        self.settings = ViewSettings(
-            method="edit_friendly" if method == NULL_TEXT else method,
-            strength=strength,
-            randomness=randomness,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            detail=detail,
-            max_memory_gb=max_memory_gb,
-            precision=resolve_precision(precision, self.generator.device),
+        self.making = Making(
+            generator=self.generator,
+            settings=ViewSettings(
+                method="edit_friendly" if method == NULL_TEXT else method,
+                strength=strength,
+                randomness=randomness,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                detail=detail,
+                max_memory_gb=max_memory_gb,
+                precision=resolve_precision(precision, self.generator.device),
+            ),
+            mask=mask,
+            published=method == NULL_TEXT,
+            condition_on_prediction=condition_on_prediction,
+            window=None if window is None else tuple(window),
+            slice_axis=slice_axis,
+            scaled_window=scaled_window,
+            seed=seed,
         )
-        self.published = method == NULL_TEXT
-        self.num_views, self.mask, self.geometric, self.intensity = num_views, mask, geometric, intensity
+        self.num_views, self.geometric, self.intensity, self.seed = num_views, geometric, intensity, seed
         self.combination, self.weighting, self.outlier_dice = combination, weighting, outlier_dice
         self.patience, self.max_evaluations, self.max_seconds = patience, max_evaluations, max_seconds
-        self.check_familiarity, self.condition_on_prediction = check_familiarity, condition_on_prediction
-        self.view_batch, self.window = view_batch, None if window is None else tuple(window)
-        self.scaled_window, self.slice_axis, self.seed = scaled_window, slice_axis, seed
+        self.check_familiarity, self.view_batch = check_familiarity, view_batch
 
     def __call__(
         self,
@@ -228,17 +225,16 @@ class GenerativeTTA:
         consensus = Consensus(combination=self.combination, weighting=self.weighting, outlier_dice=self.outlier_dice)
         first = self.segmenter(inputs)
         consensus.add(first)
-        with _memory():
-            maker, familiarity = self._maker(image, first, text, attributes)
-        spent = int(familiarity is not None) + int(mask is None and self._attends(maker))
-        count = self._affordable(maker, spent)
-        fallback = self._refusal(maker, familiarity, count, spent)
+        made = ScanViews(self.making, image, first=first, mask=mask, text=text, attributes=attributes)
+        familiarity = made.familiarity() if self.check_familiarity else None
+        count = self._affordable(made)
+        fallback = self._refusal(made, familiarity, count)
         stopped = f"{self.max_evaluations} evaluations allow {count} views" if count < self.num_views else ""
         mirrors = self._mirrors(inputs.ndim - 1)
         plain = self._plain(inputs, mirrors, beyond=bool(fallback))
-        made = iter(()) if fallback else self._views(inputs, maker, mirrors, mask, first, count)
+        generated = iter(()) if fallback else self._generated(inputs, made, mirrors, count)
         last, same, seen = consensus.label(), 0, 0
-        for view, mirror, generative in chain(plain, made):
+        for view, mirror, generative in chain(plain, generated):
             counts = consensus.add(mirror(self.segmenter(mirror(view))))
             if generative:
                 now, seen = consensus.label(), seen + 1
@@ -254,7 +250,7 @@ class GenerativeTTA:
         agreement = consensus.result()
         return Prediction(
             **{item.name: getattr(agreement, item.name) for item in fields(Agreement)},
-            evaluations=int(familiarity is not None) + maker.evaluations,
+            evaluations=made.evaluations,
             segmentations=self.segmenter.calls - calls,
             seconds=time.monotonic() - started,
             fallback=fallback,
@@ -288,9 +284,8 @@ class GenerativeTTA:
         """
         inputs, mask = self._read(image, mask)
         first = self.segmenter(inputs)
-        with _memory():
-            maker, _ = self._maker(image, first, text, attributes, asks=False)
-        return [view for view, *_ in self._views(inputs, maker, flips(inputs.ndim - 1, ()), mask, first, count)]
+        made = ScanViews(self.making, image, first=first, mask=mask, text=text, attributes=attributes)
+        return [view for view, *_ in self._generated(inputs, made, flips(inputs.ndim - 1, ()), count)]
 
     def _read(self, image: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The scan as the segmenter gets it, and the mask, checked."""
@@ -315,75 +310,14 @@ class GenerativeTTA:
             )
         return inputs, None if mask is None else mask.cpu()
 
-    def _maker(
-        self,
-        image: Any,
-        first: torch.Tensor,
-        text: str | None,
-        attributes: Mapping[str, str] | None,
-        *,
-        asks: bool = True,
-    ) -> tuple[GenerativeViews | SliceViews, float | None]:
-        """Makes views of the scan; and how well the generator knows it."""
-        generator, config = self.generator, self.generator.config
-        scan = read_image(image, config, self.scaled_window).float()
-        channels = len(config.channel_names)
-        if len(scan) != channels:
-            raise BadInputError(
-                f"image: expected the {channels} channel(s) of the generator '{config.name}' "
-                f"({', '.join(config.channel_names.values())}), got {len(scan)}. Choose another generator."
-            )
-        # One normalization for all slices of a volume, so that they go together.
-        intensity = config.normalization.fit(scan)
-        shown = self._prediction_as_label(first) if self.condition_on_prediction else None
-
-        def build(part: torch.Tensor, grid: Grid, label: torch.Tensor | None) -> GenerativeViews:
-            item = steered_scan(generator, grid, label, text=text, facts=attributes)
-            kind = NullTextViews if self.published else GenerativeViews
-            return kind(
-                generator,
-                part,
-                item.placement,
-                intensity,
-                batch_condition(generator, [item]),
-                self.settings,
-                seed=self.seed,
-                window=self.window,
-            )
-
-        maker: GenerativeViews | SliceViews
-        if config.spatial_dims == scan.ndim - 1:
-            maker = build(scan, grid_of(image, config), shown)
-            looked = [maker]
-        else:
-            axis = self.slice_axis % 3
-            grid = _slice_grid(image, config.spacing, axis)
-            labels = [None] * scan.shape[axis + 1] if shown is None else shown.unbind(axis)
-            parts = [build(part, grid, label) for part, label in zip(scan.unbind(axis + 1), labels, strict=True)]
-            maker, looked = SliceViews(parts, axis), parts[len(parts) // 4 :: max(1, len(parts) // 4)][:3]
-        known = config.familiarity
-        if not (asks and self.check_familiarity) or known is None:
-            return maker, None
-        maker_scores = [known.score(deep_features(generator, part.scan[None])) for part in looked]
-        return maker, float(np.median(maker_scores))
-
-    def _prediction_as_label(self, first: torch.Tensor) -> torch.Tensor:
-        classes = self.generator.num_classes
-        if len(first) != classes:
-            raise BadInputError(
-                f"condition_on_prediction: expected a segmenter of the {classes} classes of the generator "
-                f"'{self.generator.config.name}', got {len(first)}. Leave it out."
-            )
-        return self.generator.index_to_label(first.argmax(dim=0))
-
-    def _affordable(self, maker: GenerativeViews | SliceViews, spent: int) -> int:
+    def _affordable(self, made: ScanViews) -> int:
         """Views that the bound on evaluations allows."""
         if self.max_evaluations is None:
             return self.num_views
-        before, each = maker.cost()
-        return min(self.num_views, (self.max_evaluations - spent - before) // max(each, 1))
+        before, each = made.cost()
+        return min(self.num_views, (self.max_evaluations - before) // max(each, 1))
 
-    def _refusal(self, maker: GenerativeViews | SliceViews, familiarity: float | None, count: int, spent: int) -> str:
+    def _refusal(self, made: ScanViews, familiarity: float | None, count: int) -> str:
         """Why there can be no generative views; empty if there can."""
         known = self.generator.config.familiarity
         if familiarity is not None and known is not None and familiarity > known.limit:
@@ -392,7 +326,7 @@ class GenerativeTTA:
                 f"limit {known.limit:.2f}"
             )
         if count < 1:
-            return f"{self.max_evaluations} evaluations allow no view: the first takes {spent + sum(maker.cost())}"
+            return f"{self.max_evaluations} evaluations allow no view: the first takes {sum(made.cost())}"
         return ""
 
     def _mirrors(self, dims: int) -> tuple[Flip, ...]:
@@ -411,86 +345,17 @@ class GenerativeTTA:
         for number in range(1, 1 + self.num_views) if beyond and self.intensity else ():
             yield change_intensities(inputs, seed=self.seed, number=number), mirrors[number % len(mirrors)], False
 
-    def _views(
-        self,
-        inputs: torch.Tensor,
-        maker: GenerativeViews | SliceViews,
-        mirrors: tuple[Flip, ...],
-        mask: torch.Tensor | None,
-        first: torch.Tensor,
-        count: int,
+    def _generated(
+        self, inputs: torch.Tensor, made: ScanViews, mirrors: tuple[Flip, ...], count: int
     ) -> Iterator[tuple[torch.Tensor, Flip, bool]]:
         """Generative views, each mirrored in its own way."""
-        region = self._region(maker, first) if mask is None else mask
         numbers = iter(range(1, 1 + count))
         while chunk := list(islice(numbers, self.view_batch)):
-            masks = [self._mask(region, inputs.shape[1:], number, given=mask is not None) for number in chunk]
-            with _memory():
-                changes = maker.make(chunk, masks)
-            for number, made in zip(chunk, changes, strict=True):
-                view = inputs + made * self._unit()
+            for number, change in zip(chunk, made.make(chunk), strict=True):
+                view = inputs + change
                 if self.intensity:
                     view = change_intensities(view, seed=self.seed, number=number)
                 yield view, mirrors[number % len(mirrors)], True
-
-    def _attends(self, maker: GenerativeViews | SliceViews) -> bool:
-        """Whether the words decide where views may differ, which takes a row of the denoiser."""
-        told = isinstance(maker, GenerativeViews) and "text" in maker.condition.parts
-        return self.mask == "attention" or (self.mask == "hybrid" and told)
-
-    def _region(self, maker: GenerativeViews | SliceViews, first: torch.Tensor) -> torch.Tensor | None:
-        """Where views may differ, but for the blocks; None is everywhere."""
-        if self.mask in ("everywhere", "blocks"):
-            return None
-        if self._attends(maker):
-            if not isinstance(maker, GenerativeViews):
-                raise BadInputError(
-                    "mask: expected another than 'attention' for slices of a volume. Take 'uncertainty'."
-                )
-            return from_model(attended_region(maker), maker.placement, mode="nearest")
-        return uncertain_region(-torch.xlogy(first, first).sum(dim=0), len(first))
-
-    def _mask(
-        self, region: torch.Tensor | None, shape: Sequence[int], number: int, *, given: bool
-    ) -> torch.Tensor | None:
-        if given or self.mask not in ("blocks", "hybrid"):
-            return region
-        blocks = random_blocks(shape, seed=self.seed, number=number)
-        return blocks if region is None else blocks & region
-
-    def _unit(self) -> float:
-        """The unit of the generator's window in that of the scan."""
-        if self.scaled_window is None:
-            return 1.0
-        window = self.generator.config.normalization
-        return (self.scaled_window[1] - self.scaled_window[0]) / (window.high - window.low)
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Says what to do where the generator finds too little memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(
-            "generator: expected memory for this scan, got too little. Lower view_batch, and give window and "
-            "max_memory_gb; or give crops."
-        ) from error
-
-
-def _slice_grid(image: Any, spacing: Sequence[float] | None, axis: int) -> Grid:
-    """Grid of the slices of a volume."""
-    others = [other for other in range(3) if other != axis]
-    shape, affine = tuple(image.shape[1:]), affine_of(image)
-    own = np.eye(4)
-    if affine is not None:
-        own[:3, :3], own[:3, 3] = affine[:3, [*others, axis]], affine[:3, 3]
-    elif spacing is not None:
-        own[:2, :2] = np.diag(spacing)
-    known = affine is not None or spacing is not None
-    return Grid(tuple(shape[other] for other in others), own, known=known)
 
 
 def _alike(label: torch.Tensor, other: torch.Tensor) -> bool:

@@ -139,7 +139,14 @@ def test_what_is_no_prediction_is_refused(prediction: torch.Tensor, words: str) 
 
 
 @pytest.mark.parametrize(
-    "options", [{"combination": "median"}, {"weighting": "size"}, {"outlier_dice": 1.5}], ids=lambda o: next(iter(o))
+    "options",
+    [
+        {"combination": "median"},
+        {"weighting": "size"},
+        {"outlier_dice": 1.5},
+        {"weighting": "confidence", "combination": "vote"},
+    ],
+    ids=lambda o: next(iter(o)),
 )
 def test_unknown_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(BadInputError, match=next(iter(options))):

@@ -18,6 +18,7 @@ from medgen.generator import Generator
 from medgen.generator.familiarity import Familiarity, deep_features, fit_familiarity
 from medgen.test_time import GenerativeTTA, Segmenter, change_intensities
 from medgen.test_time.attention import attended_region
+from medgen.test_time.making import ScanViews
 from medgen.types import BadInputError
 
 SHAPES = {2: (24, 20), 3: (12, 10, 14)}
@@ -180,8 +181,8 @@ def test_the_region_of_attention_is_where_the_words_are_looked_at(make_generator
             seen.append(module)
     assert seen
     predict, image = tta(generator, mask="attention", geometric=False), scan(2)
-    maker, _ = predict._maker(image, torch.full((3, *SHAPES[2]), 1 / 3), "large heart", None)
-    region = attended_region(maker)
+    made = ScanViews(predict.making, image, first=torch.full((3, *SHAPES[2]), 1 / 3), text="large heart")
+    region = attended_region(made.maker)
     assert region.shape == SHAPES[2]
     assert region[:, :6].all() and not region[:, 12:].any()
     seen_by_segmenter = predict.views(image, 3, text="large heart")
@@ -412,7 +413,7 @@ def test_windows_cut_maps_with_the_state(make_generator: Callable[..., Generator
     generator = make_generator(2)
     predict = tta(generator, window=(8, 8), condition_on_prediction=True)
     draw = torch.Generator().manual_seed(0)
-    maker, _ = predict._maker(scan(2), torch.rand(3, *SHAPES[2], generator=draw), None, None)
+    maker = ScanViews(predict.making, scan(2), first=torch.rand(3, *SHAPES[2], generator=draw)).maker
     whole = maker.condition.parts["mask"]
     starts = []
 
