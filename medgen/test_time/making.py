@@ -126,7 +126,7 @@ class ScanViews:
         return self._read_features + self.maker.evaluations
 
     def familiarity(self) -> float | None:
-        """Score of the scan by what the model knows, about 1 for known ones; takes a row of the denoiser, of slices three.
+        """Score of the scan by what the model knows, about 1 for known ones; takes one row of the denoiser, or three.
 
         Returns:
             The score; None if the model has not learned what it knows.
