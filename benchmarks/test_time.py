@@ -2,6 +2,7 @@
 
     python benchmarks/test_time.py --dataset hippocampus3d --model hippocampus-mr-3d
     python benchmarks/test_time.py --dataset cardiac_acdc --model runs/cardiac
+    python benchmarks/test_time.py --dataset nuclei_dsb2018 --model runs/nuclei
 
 Segmenters are trained on the clean training split, with mirror images, and tested on the validation split as it is and
 with acquisition corruptions of severity 3 (noise, bias field, blur, contrast, motion), which neither segmenters nor
@@ -20,6 +21,9 @@ passes, the 95 % bootstrap interval over patients above 0; on clean scans no mor
 foreground ECE at most 0.8 times that of the single prediction; AURC (confidence: Dice between views; risk: 1 - Dice) no
 worse, and the Dice of uncertain with wrong voxels no less than those of the better geometric peer. The threshold of
 uncertainty is chosen for each way by the scans of other patients, in two folds.
+
+Of nuclei, segmenters learn from fluorescence (in random colors) and are tested on the two other sites; the generator
+has been tuned to unlabelled scans of all sites, these among them, as a user would who has a folder of them.
 
 ``--tune`` serves to choose settings: it trains segmenters on two thirds of the training patients and tests on the
 others, with severity 2 and other corruptions beside these (ghosting, Gibbs rings); the validation split is not looked
@@ -46,6 +50,7 @@ from jsonargparse import auto_cli
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
+from one_modality_transfer import recolor
 from torch import nn
 from torch.nn import functional as F
 
@@ -68,7 +73,12 @@ SEVERITY, TUNED_SEVERITY = 3, 2
 VERSION = 1  # raise when equal settings give other scores
 OUTLIERS = 0.5  # of GenerativeTTA, for all
 MODALITY = {"hippocampus3d": "mri", "cardiac_acdc": "mri"}
-AUGMENTATIONS = {"geometric": Augmentation(gamma=0.0, noise=0.0), "classical": None}
+SITES = {"nuclei_dsb2018": ("fluorescence", "histology", "brightfield")}  # the first is learned from
+AUGMENTATIONS = {
+    "geometric": Augmentation(gamma=0.0, noise=0.0),
+    "classical": None,
+    "colors": Augmentation(noise=0.1),  # and random colors
+}
 PEERS = ("flips", "geometric")
 GOALS = {"points": 0.5, "clean": -0.1, "ece": 0.8}
 # The defaults of GenerativeTTA.
@@ -83,14 +93,14 @@ class Task:
         name: Of the data set.
         dataset: The real scans.
         train: Those that segmenters learn from.
-        test: Those that they are tested on.
+        test: Those that they are tested on, by what is done to them: ``clean``, a corruption, or another site.
         classes: With the background.
     """
 
     name: str
     dataset: Dataset
     train: list[Case]
-    test: list[Case]
+    test: dict[str, list[Case]]
     classes: int
 
     @property
@@ -103,12 +113,20 @@ def read_task(name: str, *, tune: bool) -> Task:
     """Training and test scans; with `tune` both of the training split, and other patients."""
     dataset = read_dataset(data_folder(name))
     train, test = ([case for case in part if case.label is not None] for part in split_cases(dataset))
+    if name in SITES:
+        if tune:
+            raise SystemExit(f"{name}: expected no tuning, for which its other sites are too few")
+        own, *others = SITES[name]
+        site = {place: [case for case in train + test if case.meta["site"] == place] for place in others}
+        train, clean = ([case for case in part if case.meta["site"] == own] for part in (train, test))
+        return Task(name, dataset, train, {"clean": clean, **site}, len(dataset.class_names))
     if tune:
         patients = list(dict.fromkeys(case.group or case.case for case in train))
         held = set(draw(patients, len(patients) // 3, 0, "test time", "tune"))
         test = [case for case in train if (case.group or case.case) in held]
         train = [case for case in train if (case.group or case.case) not in held]
-    return Task(name, dataset, train, test, len(dataset.class_names))
+    shifts = TUNED_ON if tune else CORRUPTIONS
+    return Task(name, dataset, train, dict.fromkeys(shifts, test), len(dataset.class_names))
 
 
 class Padded(nn.Module):
@@ -141,6 +159,8 @@ def segmenter_of(task: Task, kind: str, seed: int, steps: int, folder: Path) -> 
 
     def example(index: int, generator: torch.Generator) -> Pair:
         image, label = augment(pairs[index], change, patch, generator)
+        if kind == "colors":
+            image = recolor(image, generator, 0.2)
         axes = [axis for axis in range(1, task.dims + 1) if torch.rand((), generator=generator) < 0.5]
         return image.flip(axes), label.flip(axes)
 
@@ -160,7 +180,7 @@ def read_corrupted(
     if label is None:
         raise ValueError(f"{case.case}: expected a label")
     image = torch.as_tensor(image).float()
-    if corruption != "clean":
+    if corruption in TUNED_ON + CORRUPTIONS and corruption != "clean":
         seed = derive_seed(0, "test time", corruption, case.case) % 2**31
         image = torch.as_tensor(Corruption(corruption, severity, MODALITY[task.name], seed)(image)).float()
     return normalize(image, case, task.dataset).clamp(0, 1), label, grid
@@ -309,13 +329,12 @@ def measure(
     generator = Generator.from_pretrained(model)
     key = json.dumps([VERSION, views, generator.weights_hash, steps, severity], sort_keys=True)
     mark = f"{derive_seed(0, key) % 16**8:08x}"
-    cases = task.test[:limit]
     scores: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for kind in kinds:
         for seed in seeds:
             network = segmenter_of(task, kind, seed, steps, folder)
             for corruption in corruptions:
-                rows = scores.setdefault((kind, seed, corruption), [])
+                rows, cases = scores.setdefault((kind, seed, corruption), []), task.test[corruption][:limit]
                 for number, case in enumerate(cases):
                     path = folder / "scores" / f"{mark}_{kind}_{seed}_{corruption}_{case.case}.json"
                     if path.is_file():
@@ -351,8 +370,11 @@ def difference(
 ) -> dict[str, float]:
     """Mean difference over patients, segmenters and corruptions, with its bootstrap interval over patients."""
     tables = [(by_patient(rows, way, name), by_patient(rows, other, name)) for rows in scores.values()]
-    patients = sorted(set.intersection(*(set(first) & set(second) for first, second in tables)))
-    gaps = np.array([[first[p] - second[p] for p in patients] for first, second in tables]).mean(axis=0)
+    found: dict[str, list[float]] = {}
+    for first, second in tables:
+        for patient in first.keys() & second.keys():
+            found.setdefault(patient, []).append(first[patient] - second[patient])
+    gaps = np.array([np.mean(found[patient]) for patient in sorted(found)])
     random = np.random.default_rng(0)
     means = gaps[random.integers(0, len(gaps), (draws, len(gaps)))].mean(axis=1)
     return {
@@ -402,7 +424,7 @@ def error_dice(scores: dict[Any, list[dict[str, Any]]], way: str) -> float:
 def main(
     dataset: str,
     model: str,
-    kinds: tuple[str, ...] = ("geometric", "classical"),
+    kinds: tuple[str, ...] | None = None,
     seeds: tuple[int, ...] = (0, 1),
     corruptions: tuple[str, ...] | None = None,
     steps: int = 1500,
@@ -414,9 +436,10 @@ def main(
     """Measure one data set.
 
     Args:
-        dataset: ``hippocampus3d`` or ``cardiac_acdc``.
+        dataset: ``hippocampus3d``, ``cardiac_acdc`` or ``nuclei_dsb2018``.
         model: Generator that was trained on the training split.
-        kinds: Augmentations of the segmenters: ``geometric`` alone, and ``classical`` with intensities too.
+        kinds: Augmentations of the segmenters: ``geometric`` alone, and ``classical`` with intensities too; of nuclei
+            ``colors``, without which nothing is found at other sites.
         seeds: Of the segmenters.
         corruptions: Which, by default all; the result is written when all are there.
         steps: Of each segmenter.
@@ -428,7 +451,8 @@ def main(
     task = read_task(dataset, tune=tune)
     chosen = {**VIEWS, **(views or {})}
     folder = workdir / f"{dataset}{'_tune' if tune else ''}"
-    corruptions = corruptions or (TUNED_ON if tune else CORRUPTIONS)
+    corruptions = corruptions or tuple(task.test)
+    kinds = kinds or (("colors",) if dataset in SITES else ("geometric", "classical"))
     scores = measure(
         task,
         kinds,
@@ -456,7 +480,7 @@ def main(
         kind: difference({key: rows for key, rows in shifted.items() if key[0] == kind}, "generative", best)
         for kind in kinds
     }
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         way: {
             "dice_shifted": mean_of(shifted, way, "dice"),
             "dice_clean": mean_of(clean, way, "dice"),
@@ -488,12 +512,15 @@ def main(
         print(f"generative - {best_clean if name == 'clean' else best}, {name}: {mean} ({low} to {high})")
     for name, value in reached.items():
         print(f"{name}: {verdict(value)}")
-    if tune or limit or set(corruptions) != set(CORRUPTIONS):
+    if tune or limit or set(corruptions) != set(task.test):
         return
     save(
         f"test_time_{dataset}",
         what=" ".join((__doc__ or "").split()),
-        n={"scans": len(task.test), "patients": len({case.group or case.case for case in task.test})},
+        n={
+            shift: {"scans": len(cases), "patients": len({case.group or case.case for case in cases})}
+            for shift, cases in task.test.items()
+        },
         seeds=list(seeds),
         kinds=list(kinds),
         steps=steps,

@@ -60,7 +60,7 @@ def views_of(case: Case, task: Task, generator: Generator, kind: type[Generative
 def exactness(task: Task, generator: Generator, count: int) -> dict[str, float]:
     """Least PSNR in dB of the way back against the decode of the latents, by inversion."""
     worst = dict.fromkeys(METHODS, math.inf)
-    for case in task.test[:count]:
+    for case in task.test["clean"][:count]:
         views = views_of(case, task, generator, GenerativeViews)
         shape = (5, 1, *views.latents.shape[1:])
         noise, other = (torch.randn(shape, generator=stream(case.case, name)) for name in ("there", "back"))
@@ -76,7 +76,7 @@ def exactness(task: Task, generator: Generator, count: int) -> dict[str, float]:
 def outside(task: Task, generator: Generator, count: int) -> int:
     """Voxels outside a mask in which views differ from the scan."""
     differ = 0
-    for case in task.test[:count]:
+    for case in task.test["clean"][:count]:
         image, label, grid = read_corrupted(case, task, "clean")
         scan = MetaTensor(image, affine=torch.from_numpy(grid.affine))
         mask = label > 0
@@ -94,7 +94,7 @@ def costs(task: Task, generator: Generator, count: int, num_views: int) -> dict[
         "null_text, demonstration": (NullTextViews, {"published": NullTextSettings(patience=1000)}),
     }
     rows: dict[str, list[tuple[int, float]]] = {name: [] for name in ways}
-    for case in task.test[:count]:
+    for case in task.test["clean"][:count]:
         for name, (kind, settings) in ways.items():
             started = time.perf_counter()
             views = views_of(case, task, generator, kind, precision="bf16", **settings)
@@ -136,7 +136,7 @@ def main(
     task, generator = read_task("hippocampus3d", tune=False), Generator.from_pretrained(MODEL)
     if only_views:
         network = segmenter_of(task, "geometric", 0, steps, workdir / "hippocampus3d")
-        image, _, _ = read_corrupted(task.test[0], task, "clean")
+        image, _, _ = read_corrupted(task.test["clean"][0], task, "clean")
         scan = torch.nn.functional.interpolate(image[None], (80, 80, 80), mode="trilinear")[0]
         GenerativeTTA(network, generator, num_views=only_views, check_familiarity=False, geometric=False)(scan)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -171,7 +171,7 @@ def main(
     save(
         "test_time_cost",
         what=" ".join((__doc__ or "").split()),
-        n=scans,
+        n={"scans": scans, "views": num_views},
         seeds=[0],
         model=MODEL,
         psnr=psnr,
