@@ -38,7 +38,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ from medgen.data.standard import normalize, read_scan
 from medgen.generator import Generator
 from medgen.metrics.uncertainty import aurc, calibration_error, error_map_auc, error_map_dice
 from medgen.provenance import write_text
-from medgen.seeding import derive_seed, draw, stream
+from medgen.seeding import derive_seed, draw
 from medgen.segmentation import CLASSICAL, Augmentation, Pair, Recipe, augment, fit_network, load_pairs
 from medgen.segmentation.preparation import Preparation
-from medgen.test_time import Consensus, GenerativeTTA, Segmenter, change_intensities, flips
+from medgen.test_time import Consensus, GenerativeTTA, Pose, Segmenter, change_intensities, flips, random_pose
 from medgen.transforms import Corruption
 from medgen.types import Grid
 
@@ -186,42 +186,14 @@ def read_corrupted(
     return normalize(image, case, task.dataset).clamp(0, 1), label, grid
 
 
-def affine_view(
-    image: torch.Tensor, number: int, seed: int
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """A turn of up to 10 degrees and a scale of up to 10 %, and the way back for probabilities."""
-    dims = image.ndim - 1
-    random = stream(derive_seed(seed, "affine", number))
-    skew = torch.zeros(dims, dims)
-    for i, j in ((0, 1), (0, 2), (1, 2))[: 3 if dims == 3 else 1]:
-        angle = math.radians(10) * (2 * float(torch.rand((), generator=random)) - 1)
-        skew[i, j], skew[j, i] = -angle, angle
-    matrix = torch.linalg.matrix_exp(skew) * math.exp(0.1 * (2 * float(torch.rand((), generator=random)) - 1))
-    edges = torch.tensor(image.shape[1:][::-1], dtype=torch.float32)
-
-    def warp(values: torch.Tensor, matrix: torch.Tensor, padding: str) -> torch.Tensor:
-        scaled = matrix * edges[None] / edges[:, None]  # turns are in voxels, grids in units of each axis
-        theta = torch.cat([scaled, torch.zeros(dims, 1)], dim=1)[None]
-        grid = F.affine_grid(theta, [1, *values.shape], align_corners=False)
-        return F.grid_sample(values[None], grid, padding_mode=padding, align_corners=False)[0]
-
-    def back(probability: torch.Tensor) -> torch.Tensor:
-        found = warp(probability, torch.linalg.inv(matrix), "border").clamp(min=0)
-        return found / found.sum(dim=0, keepdim=True).clamp(min=1e-6)
-
-    return warp(image, matrix, "border"), back
-
-
-def geometric_views(image: torch.Tensor, passes: int, seed: int) -> Iterator[tuple[torch.Tensor, Callable[..., Any]]]:
-    """Mirror images, and beyond them turned and scaled ones."""
-    mirrors = flips(image.ndim - 1)
-    for number in range(passes):
-        mirror = mirrors[number % len(mirrors)]
-        if number < len(mirrors):
-            yield mirror(image), mirror
-        else:
-            view, back = affine_view(mirror(image), number, seed)
-            yield view, lambda p, back=back, mirror=mirror: mirror(back(p))
+def geometric_poses(grid: Grid, passes: int, seed: int) -> list[Pose]:
+    """Mirror images, and beyond them turned and scaled ones, as generative views are too."""
+    mirrors = flips(grid.spatial_dims)
+    more = [(number, mirrors[number % len(mirrors)]) for number in range(1, 1 + passes - len(mirrors))]
+    options: dict[str, Any] = {"rotation": 10.0, "scaling": 0.1, "seed": seed}
+    return [Pose(mirror) for mirror in mirrors[:passes]] + [
+        random_pose(mirror, grid.spacing, number=number, **options) for number, mirror in more
+    ]
 
 
 def tent(network: Padded, image: torch.Tensor, *, steps: int = 10, rate: float = 1e-3) -> torch.Tensor:
@@ -264,7 +236,9 @@ def predictions(
                 found = consensus_of(iter([segmenter(image)]))
             elif way in PEERS:
                 count = mirrors if way == "flips" else passes
-                found = consensus_of(back(segmenter(view)) for view, back in geometric_views(image, count, 0))
+                found = consensus_of(
+                    pose.back(segmenter(pose.there(image))) for pose in geometric_poses(grid, count, 0)
+                )
             elif way == "intensity":
                 found = consensus_of(
                     segmenter(change_intensities(image, seed=0, number=number)) for number in range(passes)

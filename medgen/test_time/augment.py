@@ -12,13 +12,15 @@ from dataclasses import dataclass, fields
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from monai.utils import convert_to_tensor
 
 from medgen.generator import Generator
+from medgen.generator.scans import affine_of
 from medgen.precision import Precision, resolve_precision
 from medgen.test_time.aggregate import Agreement, Combination, Consensus, Weighting
-from medgen.test_time.geometric import Flip, change_intensities, flips
+from medgen.test_time.geometric import Flip, Pose, change_intensities, flips, random_pose
 from medgen.test_time.making import Making, ScanViews
 from medgen.test_time.masks import MaskKind
 from medgen.test_time.segmenter import Network, Output, Segmenter
@@ -78,7 +80,10 @@ class GenerativeTTA:
             (:mod:`medgen.test_time.null_text`), for comparison.
         guidance_scale: w for the conditions, of all or by name; 1 makes one pass a step.
         detail: Share in [0, 1] of the scan's own detail that views keep (:class:`medgen.test_time.views.ViewSettings`).
-        geometric: Whether views are mirrored, along all axes or those given, from 0.
+        geometric: Whether views are mirrored, along all axes or those given, from 0; and turned and scaled.
+        rotation: Largest turn of a view about each axis, in degrees, if they are turned; mirror images of the scan
+            itself are not.
+        scaling: Largest logarithm of the scale of such a view.
         intensity: Whether views also get another gamma, contrast, brightness and noise.
         combination: ``mean`` of probabilities, ``logit`` mean or ``vote``.
         weighting: ``equal`` or by ``confidence``.
@@ -120,6 +125,8 @@ class GenerativeTTA:
         guidance_scale: float | Mapping[str, float] | None = 1.0,
         detail: float = 0.0,
         geometric: bool | Sequence[int] = True,
+        rotation: float = 10.0,
+        scaling: float = 0.1,
         intensity: bool = False,
         combination: Combination = "mean",
         weighting: Weighting = "equal",
@@ -147,6 +154,9 @@ class GenerativeTTA:
         ):
             if value < least:
                 raise BadInputError(f"{name}: expected at least {least}, got {value}.")
+        for name, amount, most in (("rotation", rotation, 180.0), ("scaling", scaling, 1.0)):
+            if not 0 <= amount <= most:
+                raise BadInputError(f"{name}: expected a number from 0 to {most:g}, got {amount}.")
         for name, bound in (("max_evaluations", max_evaluations), ("max_seconds", max_seconds)):
             if bound is not None and not bound > 0:
                 raise BadInputError(f"{name}: expected a number above 0, got {bound}.")
@@ -189,7 +199,8 @@ class GenerativeTTA:
             scaled_window=scaled_window,
             seed=seed,
         )
-        self.num_views, self.geometric, self.intensity, self.seed = num_views, geometric, intensity, seed
+        self.num_views, self.intensity, self.seed = num_views, intensity, seed
+        self.geometric, self.rotation, self.scaling = geometric, rotation, scaling
         self.combination, self.weighting, self.outlier_dice = combination, weighting, outlier_dice
         self.patience, self.max_evaluations, self.max_seconds = patience, max_evaluations, max_seconds
         self.check_familiarity, self.view_batch = check_familiarity, view_batch
@@ -231,11 +242,12 @@ class GenerativeTTA:
         fallback = self._refusal(made, familiarity, count)
         stopped = f"{self.max_evaluations} evaluations allow {count} views" if count < self.num_views else ""
         mirrors = self._mirrors(inputs.ndim - 1)
-        plain = self._plain(inputs, mirrors, beyond=bool(fallback))
-        generated = iter(()) if fallback else self._generated(inputs, made, mirrors, count)
+        poses = self._poses(mirrors, self._spacing(image))
+        plain = ((inputs, Pose(mirror), False) for mirror in mirrors[1:])
+        beyond = self._unchanged(inputs, poses) if fallback else self._generated(inputs, made, poses, count)
         last, same, seen = consensus.label(), 0, 0
-        for view, mirror, generative in chain(plain, generated):
-            counts = consensus.add(mirror(self.segmenter(mirror(view))))
+        for view, pose, generative in chain(plain, beyond):
+            counts = consensus.add(pose.back(self.segmenter(pose.there(view))))
             if generative:
                 now, seen = consensus.label(), seen + 1
                 same = same + 1 if counts and _alike(now, last) else 0
@@ -285,7 +297,7 @@ class GenerativeTTA:
         inputs, mask = self._read(image, mask)
         first = self.segmenter(inputs)
         made = ScanViews(self.making, image, first=first, mask=mask, text=text, attributes=attributes)
-        return [view for view, *_ in self._generated(inputs, made, flips(inputs.ndim - 1, ()), count)]
+        return [view for view, *_ in self._generated(inputs, made, [Pose(Flip())] * count, count)]
 
     def _read(self, image: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The scan as the segmenter gets it, and the mask, checked."""
@@ -337,25 +349,43 @@ class GenerativeTTA:
             raise BadInputError(f"geometric: expected spatial axes from 0 to {dims - 1}, got {unknown}.")
         return flips(dims, tuple(self.geometric))
 
-    def _plain(
-        self, inputs: torch.Tensor, mirrors: tuple[Flip, ...], *, beyond: bool
-    ) -> Iterator[tuple[torch.Tensor, Flip, bool]]:
-        """The scan in its mirror images; if there is nothing beyond, with other intensities too, if asked for."""
-        yield from ((inputs, mirror, False) for mirror in mirrors[1:])
-        for number in range(1, 1 + self.num_views) if beyond and self.intensity else ():
-            yield change_intensities(inputs, seed=self.seed, number=number), mirrors[number % len(mirrors)], False
+    def _spacing(self, image: Any) -> Sequence[float]:
+        """Voxel size of each axis of the scan; of one that does not say, that of the generator."""
+        dims, affine = image.ndim - 1, affine_of(image)
+        if affine is not None:
+            return list(np.linalg.norm(affine[:3, :dims], axis=0))
+        own = self.generator.config.spacing
+        return own if own is not None and len(own) == dims else [1.0] * dims
+
+    def _poses(self, mirrors: tuple[Flip, ...], spacing: Sequence[float]) -> list[Pose]:
+        """Of each view beyond the mirror images of the scan."""
+        turns = self.geometric is not False
+        options: dict[str, Any] = {"rotation": turns * self.rotation, "scaling": turns * self.scaling}
+        numbers = range(1, 1 + self.num_views)
+        return [
+            random_pose(mirrors[number % len(mirrors)], spacing, seed=self.seed, number=number, **options)
+            for number in numbers
+        ]
+
+    def _unchanged(self, inputs: torch.Tensor, poses: Sequence[Pose]) -> Iterator[tuple[torch.Tensor, Pose, bool]]:
+        """Views beyond the mirror images where there are no generative ones."""
+        for number, pose in enumerate(poses, 1):
+            if self.intensity:
+                yield change_intensities(inputs, seed=self.seed, number=number), pose, False
+            elif pose.matrix is not None:
+                yield inputs, pose, False
 
     def _generated(
-        self, inputs: torch.Tensor, made: ScanViews, mirrors: tuple[Flip, ...], count: int
-    ) -> Iterator[tuple[torch.Tensor, Flip, bool]]:
-        """Generative views, each mirrored in its own way."""
+        self, inputs: torch.Tensor, made: ScanViews, poses: Sequence[Pose], count: int
+    ) -> Iterator[tuple[torch.Tensor, Pose, bool]]:
+        """Generative views, each in its own pose."""
         numbers = iter(range(1, 1 + count))
         while chunk := list(islice(numbers, self.view_batch)):
             for number, change in zip(chunk, made.make(chunk), strict=True):
                 view = inputs + change
                 if self.intensity:
                     view = change_intensities(view, seed=self.seed, number=number)
-                yield view, mirrors[number % len(mirrors)], True
+                yield view, poses[number - 1], True
 
 
 def _alike(label: torch.Tensor, other: torch.Tensor) -> bool:

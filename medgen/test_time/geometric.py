@@ -1,14 +1,18 @@
-"""Geometric and intensity views, whose predictions are brought back exactly."""
+"""Geometric and intensity views, whose predictions are brought back to the scan."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from medgen.seeding import derive_seed, stream
+
+_THICK = 3.0  # voxels longer than this share of another axis make thick slices
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,86 @@ def flips(spatial_dims: int, axes: tuple[int, ...] | None = None) -> tuple[Flip,
     """
     used = tuple(range(spatial_dims)) if axes is None else axes
     return tuple(Flip(chosen) for count in range(len(used) + 1) for chosen in itertools.combinations(used, count))
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """How a view is mirrored, turned and scaled, and the way back.
+
+    Attributes:
+        flip: The mirror image; exact.
+        matrix: ``(dims, dims)`` float32 about the center, from voxels of the view to those of the mirror image; None
+            leaves it as it is. Values between voxels are linear, and those beyond the edge are those of the edge.
+    """
+
+    flip: Flip
+    matrix: torch.Tensor | None = None
+
+    def there(self, image: torch.Tensor) -> torch.Tensor:
+        """The view of a scan.
+
+        Args:
+            image: ``(C, H, W[, D])`` float.
+
+        Returns:
+            As ``image``.
+        """
+        mirrored = self.flip(image)
+        return mirrored if self.matrix is None else _warp(mirrored, self.matrix)
+
+    def back(self, probability: torch.Tensor) -> torch.Tensor:
+        """Where the prediction for the view lies in the scan.
+
+        Args:
+            probability: ``(K, H, W[, D])``, sums of 1.
+
+        Returns:
+            As ``probability``.
+        """
+        if self.matrix is None:
+            return self.flip(probability)
+        found = _warp(probability, torch.linalg.inv(self.matrix))
+        return self.flip(found / found.sum(dim=0, keepdim=True))
+
+
+def random_pose(
+    flip: Flip, spacing: Sequence[float], *, rotation: float, scaling: float, seed: int, number: int
+) -> Pose:
+    """A mirror image, turned about all axes and scaled by random amounts.
+
+    Args:
+        flip: The mirror image.
+        spacing: Voxel size of each axis, in any unit: turns are rigid in space. About axes other than the longest none
+            is made where a voxel is more than three times as long as another, since it would mix slices far apart.
+        rotation: Largest turn about each axis, in degrees.
+        scaling: Largest logarithm of the scale.
+        seed: Root of the draw.
+        number: Of the view.
+
+    Returns:
+        The pose.
+    """
+    if not rotation and not scaling:
+        return Pose(flip)
+    random = stream(derive_seed(seed, "test time", f"pose {number}"))
+    dims = len(spacing)
+    skew = torch.zeros(dims, dims, dtype=torch.float64)
+    for i, j in itertools.combinations(range(dims), 2):
+        angle = math.radians(rotation) * (2 * float(torch.rand((), generator=random)) - 1)
+        if max(spacing[i], spacing[j]) <= _THICK * min(spacing[i], spacing[j]):
+            skew[i, j], skew[j, i] = -angle, angle
+    scale = math.exp(scaling * (2 * float(torch.rand((), generator=random)) - 1))
+    size = torch.tensor(spacing, dtype=torch.float64)
+    matrix = torch.linalg.matrix_exp(skew) * size[None] / size[:, None]  # from and to voxels, by way of lengths
+    return Pose(flip, (matrix * scale).float())
+
+
+def _warp(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    edges = torch.tensor(values.shape[1:][::-1], dtype=torch.float32)  # grids name the last axis first
+    turned = matrix.flip(0, 1) * edges[None] / edges[:, None]
+    theta = torch.cat([turned, torch.zeros(len(edges), 1)], dim=1)[None].to(values)
+    grid = F.affine_grid(theta, [1, *values.shape], align_corners=False)
+    return F.grid_sample(values[None], grid, padding_mode="border", align_corners=False)[0]
 
 
 def change_intensities(image: torch.Tensor, *, seed: int, number: int) -> torch.Tensor:

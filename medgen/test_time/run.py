@@ -57,6 +57,8 @@ def predict(
     condition_on_prediction: bool = False,
     guidance_scale: float = 1.0,
     geometric: bool = True,
+    rotation: float = 10.0,
+    scaling: float = 0.1,
     intensity_views: bool = False,
     combination: Combination = "mean",
     weighting: Weighting = "equal",
@@ -106,7 +108,10 @@ def predict(
         method: How a scan goes into noise: edit_friendly, o_belm, edict, fixed_point, ddim or dpm++.
         condition_on_prediction: Whether the prediction for the scan steers the generator, which has the same classes.
         guidance_scale: How strictly; 1 makes one pass a step, others two.
-        geometric: Whether views are mirrored too. Leave it off for a segmenter that has not seen mirror images.
+        geometric: Whether views are mirrored, turned and scaled too. Leave it off for a segmenter that has not seen
+            mirror images.
+        rotation: Largest turn of a view about each axis, in degrees.
+        scaling: Largest logarithm of the scale of a view.
         intensity_views: Whether views also get other gamma, contrast, brightness and noise.
         combination: ``mean`` of probabilities, ``logit`` mean or ``vote``.
         weighting: ``equal``, or by ``confidence``.
@@ -172,6 +177,8 @@ def predict(
         "num_inference_steps": num_inference_steps,
         "method": method,
         "geometric": geometric,
+        "rotation": rotation,
+        "scaling": scaling,
         "intensity": intensity_views,
         "combination": combination,
         "weighting": weighting,

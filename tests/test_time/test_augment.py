@@ -18,6 +18,7 @@ from medgen.generator import Generator
 from medgen.generator.familiarity import Familiarity, deep_features, fit_familiarity
 from medgen.test_time import GenerativeTTA, Segmenter, change_intensities
 from medgen.test_time.attention import attended_region
+from medgen.test_time.geometric import flips, random_pose
 from medgen.test_time.making import ScanViews
 from medgen.types import BadInputError
 
@@ -223,7 +224,7 @@ def test_a_budget_returns_the_best_so_far(make_generator: Callable[..., Generato
     some = tta(generator, max_evaluations=16, num_views=8)(scan(2))
     assert some.evaluations == 15 and some.views + some.dropped == 6 and "allow 2 views" in some.stopped
     none = tta(generator, max_evaluations=9)(scan(2))
-    assert none.evaluations == 0 and "allow no view" in none.fallback and none.segmentations == 4
+    assert none.evaluations == 0 and "allow no view" in none.fallback and none.segmentations == 4 + 3
 
     def slow(inputs: torch.Tensor) -> torch.Tensor:
         time.sleep(0.02)
@@ -245,10 +246,30 @@ def test_unknown_scans_get_geometric_views(make_generator: Callable[..., Generat
     features = len(deep_features(generator, torch.rand(1, 1, 24, 24)))
     generator.config.familiarity = Familiarity((0.0,) * features, (1.0,) * features, 1e-6)
     found = tta(generator)(scan(2))
-    assert "does not know such scans" in found.fallback and found.evaluations == 1 and found.segmentations == 4
+    assert "does not know such scans" in found.fallback and found.evaluations == 1 and found.segmentations == 4 + 3
+    mirrored = tta(generator, rotation=0.0, scaling=0.0)(scan(2))
+    assert mirrored.segmentations == 4
     both = tta(generator, intensity=True)(scan(2))
     assert both.segmentations == 4 + 3
     assert tta(generator, check_familiarity=False)(scan(2)).evaluations == 20
+
+
+def test_views_are_turned_with_voxels_of_their_own_size(make_generator: Callable[..., Generator]) -> None:
+    """A segmenter of intensities gives each view the prediction of its own pose, brought back."""
+    generator, image = make_generator(2), scan(2)
+    seen: list[torch.Tensor] = []
+
+    def watch(inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(inputs[0])
+        return torch.cat([inputs, -inputs], dim=1)
+
+    options = {"num_views": 2, "precision": "fp32", "randomness": 0.0, "detail": 1.0, "seed": 5}
+    placed = MetaTensor(image, affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64)))
+    GenerativeTTA(watch, generator, **options)(placed)
+    for number, found in enumerate(seen[4:], 1):
+        mirror = flips(2)[number]
+        pose = random_pose(mirror, (2.0, 1.0), rotation=10.0, scaling=0.1, seed=5, number=number)
+        torch.testing.assert_close(found, pose.there(image), atol=1e-3 * float(image.max()), rtol=0)
 
 
 def test_what_a_model_knows_is_told_from_what_it_does_not(make_generator: Callable[..., Generator]) -> None:
@@ -342,6 +363,9 @@ def test_scans_that_do_not_fit_are_refused(make_generator: Callable[..., Generat
         tta(windowed)(scan(2) / 1e4)
     with pytest.raises(BadInputError, match="mask: expected bool"):
         tta(make_generator(2))(scan(2), mask=torch.ones(3, 3))
+    for name in ("rotation", "scaling"):
+        with pytest.raises(BadInputError, match=f"{name}: expected a number from 0"):
+            tta(make_generator(2), **{name: -1.0})
     with pytest.raises(BadInputError, match="geometric: expected spatial axes"):
         tta(make_generator(2), geometric=(2,))(scan(2))
     with pytest.raises(BadInputError, match="expected a generator that a given text steers"):
