@@ -59,7 +59,7 @@ from medgen.data.dataset import read_dataset, split_cases
 from medgen.data.standard import normalize, read_scan
 from medgen.generator import Generator
 from medgen.metrics.uncertainty import aurc, calibration_error, error_map_auc, error_map_dice
-from medgen.provenance import write_text
+from medgen.provenance import sha256_scan, write_text
 from medgen.seeding import derive_seed, draw
 from medgen.segmentation import CLASSICAL, Augmentation, Pair, Recipe, augment, fit_network, load_pairs
 from medgen.segmentation.preparation import Preparation
@@ -81,8 +81,11 @@ AUGMENTATIONS = {
 }
 PEERS = ("flips", "geometric")
 GOALS = {"points": 0.5, "clean": -0.1, "ece": 0.8}
-# The defaults of GenerativeTTA.
-VIEWS: dict[str, Any] = {"num_views": 10, "strength": 0.3, "randomness": 1.0, "detail": 0.0, "mask": "everywhere"}
+# The defaults of GenerativeTTA, and what was chosen with `--tune`.
+VIEWS: dict[str, Any] = {"num_views": 10, "strength": 0.3, "randomness": 1.0, "detail": 0.0, "mask": "uncertainty"}
+CHOSEN: dict[str, dict[str, Any]] = {
+    "cardiac_acdc": {"strength": 0.7, "randomness": 0.5, "condition_on_prediction": True}
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ def read_task(name: str, *, tune: bool) -> Task:
         held = set(draw(patients, len(patients) // 3, 0, "test time", "tune"))
         test = [case for case in train if (case.group or case.case) in held]
         train = [case for case in train if (case.group or case.case) not in held]
+    # Slices of ACDC's validation split that are voxel for voxel training slices of another patient number.
+    known = {sha256_scan(case.images[0]) for case in train}
+    test = [case for case in test if sha256_scan(case.images[0]) not in known]
     shifts = TUNED_ON if tune else CORRUPTIONS
     return Task(name, dataset, train, dict.fromkeys(shifts, test), len(dataset.class_names))
 
@@ -423,7 +429,7 @@ def main(
         workdir: Where segmenters and scores are kept.
     """
     task = read_task(dataset, tune=tune)
-    chosen = {**VIEWS, **(views or {})}
+    chosen = {**VIEWS, **CHOSEN.get(dataset, {}), **(views or {})}
     folder = workdir / f"{dataset}{'_tune' if tune else ''}"
     corruptions = corruptions or tuple(task.test)
     kinds = kinds or (("colors",) if dataset in SITES else ("geometric", "classical"))
