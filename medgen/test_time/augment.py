@@ -69,7 +69,7 @@ class GenerativeTTA:
         generator: A Generator on its device, or folder, embedded name or Hub id of one. 2D models see volumes slice by
             slice.
         num_views: Generative views beside the scan itself.
-        mask: Where views may differ: ``everywhere``; ``uncertainty``, where the segmenter is unsure of the scan;
+        mask: Where views may differ: ``uncertainty``, where the segmenter is unsure of the scan; ``everywhere``;
             ``attention``, where a model that texts steer attends to the words; random ``blocks``, others in each view;
             or ``hybrid``, blocks of the region of attention, or of uncertainty where there are no words.
         strength: Share in (0, 1] of the noise process that is gone.
@@ -117,7 +117,7 @@ class GenerativeTTA:
         generator: Generator | str,
         *,
         num_views: int = 10,
-        mask: MaskKind = "everywhere",
+        mask: MaskKind = "uncertainty",
         strength: float = 0.3,
         randomness: float = 1.0,
         num_inference_steps: int = 5,

@@ -48,7 +48,7 @@ def predict(
     patch_size: list[int] | None = None,
     segmenter_output: Output = "logits",
     num_views: int = 10,
-    mask: MaskKind = "everywhere",
+    mask: MaskKind = "uncertainty",
     strength: float = 0.3,
     randomness: float = 1.0,
     detail: float = 0.0,
@@ -99,7 +99,7 @@ def predict(
         patch_size: Voxels per axis of a sliding window, for scans that are larger than the segmenter takes.
         segmenter_output: What it gives: ``logits``, ``probabilities``, or ``sigmoid`` for one class.
         num_views: Generative views of each scan.
-        mask: Where views may differ: ``everywhere``, ``uncertainty``, ``blocks`` or ``hybrid``.
+        mask: Where views may differ: ``uncertainty`` of the segmenter, ``everywhere``, ``blocks`` or ``hybrid``.
         strength: Share in (0, 1] of the noise process that is gone.
         randomness: 0 goes the same way back, 1 draws all noise anew.
         detail: Share of the scan's own detail that views keep: 1 adds what the generator changes to the scan, 0 shows
