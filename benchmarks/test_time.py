@@ -79,6 +79,8 @@ AUGMENTATIONS = {
     "classical": None,
     "colors": Augmentation(noise=0.1),  # and random colors
 }
+# Axes along which scans are mirrored. Front and back are how the two classes of a hippocampus differ.
+MIRRORS = {"hippocampus3d": (0,), "cardiac_acdc": (0, 1), "nuclei_dsb2018": (0, 1)}
 PEERS = ("flips", "geometric")
 GOALS = {"points": 0.5, "clean": -0.1, "ece": 0.8}
 # The defaults of GenerativeTTA, and what was chosen with `--tune`.
@@ -167,7 +169,7 @@ def segmenter_of(task: Task, kind: str, seed: int, steps: int, folder: Path) -> 
         image, label = augment(pairs[index], change, patch, generator)
         if kind == "colors":
             image = recolor(image, generator, 0.2)
-        axes = [axis for axis in range(1, task.dims + 1) if torch.rand((), generator=generator) < 0.5]
+        axes = [axis + 1 for axis in MIRRORS[task.name] if torch.rand((), generator=generator) < 0.5]
         return image.flip(axes), label.flip(axes)
 
     loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
@@ -192,9 +194,9 @@ def read_corrupted(
     return normalize(image, case, task.dataset).clamp(0, 1), label, grid
 
 
-def geometric_poses(grid: Grid, passes: int, seed: int) -> list[Pose]:
+def geometric_poses(grid: Grid, axes: tuple[int, ...], passes: int, seed: int) -> list[Pose]:
     """Mirror images, and beyond them turned and scaled ones, as generative views are too."""
-    mirrors = flips(grid.spatial_dims)
+    mirrors = flips(grid.spatial_dims, axes)
     more = [(number, mirrors[number % len(mirrors)]) for number in range(1, 1 + passes - len(mirrors))]
     options: dict[str, Any] = {"rotation": 10.0, "scaling": 0.1, "seed": seed}
     return [Pose(mirror) for mirror in mirrors[:passes]] + [
@@ -228,22 +230,23 @@ def consensus_of(probabilities: Iterator[torch.Tensor]) -> Any:
 
 
 def predictions(
-    network: Padded, generator: Generator, image: torch.Tensor, grid: Grid, views: dict[str, Any], ways: Sequence[str]
+    network: Padded, generator: Generator, image: torch.Tensor, grid: Grid, views: dict[str, Any]
 ) -> Iterator[tuple[str, Any, float]]:
     """What each way says of a scan, and its seconds."""
     segmenter = Segmenter(network)
     scan = MetaTensor(image, affine=torch.from_numpy(grid.affine)) if grid.known else image
-    mirrors = 2 ** (image.ndim - 1)
+    mirrors = 2 ** len(views["geometric"])
     passes = mirrors + views["num_views"]
     with torch.no_grad():
-        for way in ways:
+        for way in WAYS:
             started = time.perf_counter()
             if way == "single":
                 found = consensus_of(iter([segmenter(image)]))
             elif way in PEERS:
                 count = mirrors if way == "flips" else passes
                 found = consensus_of(
-                    pose.back(segmenter(pose.there(image))) for pose in geometric_poses(grid, count, 0)
+                    pose.back(segmenter(pose.there(image)))
+                    for pose in geometric_poses(grid, views["geometric"], count, 0)
                 )
             elif way == "intensity":
                 found = consensus_of(
@@ -323,7 +326,7 @@ def measure(
                     image, label, grid = read_corrupted(case, task, corruption, severity)
                     found = {
                         way: {**score(made, label, task.classes), "seconds": seconds}
-                        for way, made, seconds in predictions(network, generator, image, grid, views, WAYS)
+                        for way, made, seconds in predictions(network, generator, image, grid, views)
                     }
                     row = {"case": case.case, "patient": case.group or case.case, "ways": found}
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -429,7 +432,7 @@ def main(
         workdir: Where segmenters and scores are kept.
     """
     task = read_task(dataset, tune=tune)
-    chosen = {**VIEWS, **CHOSEN.get(dataset, {}), **(views or {})}
+    chosen = {**VIEWS, "geometric": MIRRORS[dataset], **CHOSEN.get(dataset, {}), **(views or {})}
     folder = workdir / f"{dataset}{'_tune' if tune else ''}"
     corruptions = corruptions or tuple(task.test)
     kinds = kinds or (("colors",) if dataset in SITES else ("geometric", "classical"))
