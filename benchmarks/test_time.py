@@ -14,7 +14,8 @@ generator have seen. Each scan is segmented
 - with as many changes of gamma, contrast, brightness and noise (``intensity``);
 - after minimizing its own entropy over the affine parameters of the norms (``tent``, Wang et al. 2021,
   arXiv:2006.10726: 10 steps of Adam from the trained weights, each scan anew);
-- with all its mirror images and ten generative views (``generative``).
+- with all its mirror images and ten generative views, which are turned and scaled too: by the defaults of GenerativeTTA
+  (``generative``), and with more noise, steered by the prediction for the scan (``conditioned``).
 
 Goals: over all corruptions the generative views give 0.5 Dice points more than the better geometric peer at as many
 passes, the 95 % bootstrap interval over patients above 0; on clean scans no more than 0.1 below the better one;
@@ -83,11 +84,13 @@ AUGMENTATIONS = {
 MIRRORS = {"hippocampus3d": (0,), "cardiac_acdc": (0, 1), "nuclei_dsb2018": (0, 1)}
 PEERS = ("flips", "geometric")
 GOALS = {"points": 0.5, "clean": -0.1, "ece": 0.8}
-# The defaults of GenerativeTTA, and what was chosen with `--tune`.
-VIEWS: dict[str, Any] = {"num_views": 10, "strength": 0.3, "randomness": 1.0, "detail": 0.0, "mask": "uncertainty"}
-CHOSEN: dict[str, dict[str, Any]] = {
-    "cardiac_acdc": {"strength": 0.7, "randomness": 0.5, "condition_on_prediction": True}
+# Generative views by the defaults of GenerativeTTA, and steered by the prediction; chosen with `--tune`.
+GENERATIVE: dict[str, dict[str, Any]] = {
+    "generative": {"strength": 0.3, "randomness": 1.0, "mask": "uncertainty"},
+    "conditioned": {"strength": 0.7, "randomness": 0.5, "mask": "uncertainty", "condition_on_prediction": True},
 }
+NUM_VIEWS = 10
+WAYS = ("single", "flips", "geometric", "intensity", "tent", *GENERATIVE)
 
 
 @dataclass(frozen=True)
@@ -229,35 +232,25 @@ def consensus_of(probabilities: Iterator[torch.Tensor]) -> Any:
     return together.result()
 
 
-def predictions(
-    network: Padded, generator: Generator, image: torch.Tensor, grid: Grid, views: dict[str, Any]
-) -> Iterator[tuple[str, Any, float]]:
-    """What each way says of a scan, and its seconds."""
+def predict(
+    way: str, network: Padded, generator: Generator, image: torch.Tensor, grid: Grid, options: dict[str, Any]
+) -> Any:
+    """What one way says of a scan."""
     segmenter = Segmenter(network)
-    scan = MetaTensor(image, affine=torch.from_numpy(grid.affine)) if grid.known else image
-    mirrors = 2 ** len(views["geometric"])
-    passes = mirrors + views["num_views"]
+    mirrors = 2 ** len(options["geometric"])
+    passes = mirrors + options["num_views"]
+    if way == "tent":
+        return consensus_of(iter([tent(network, image)]))
     with torch.no_grad():
-        for way in WAYS:
-            started = time.perf_counter()
-            if way == "single":
-                found = consensus_of(iter([segmenter(image)]))
-            elif way in PEERS:
-                count = mirrors if way == "flips" else passes
-                found = consensus_of(
-                    pose.back(segmenter(pose.there(image)))
-                    for pose in geometric_poses(grid, views["geometric"], count, 0)
-                )
-            elif way == "intensity":
-                found = consensus_of(
-                    segmenter(change_intensities(image, seed=0, number=number)) for number in range(passes)
-                )
-            elif way == "tent":
-                with torch.enable_grad():
-                    found = consensus_of(iter([tent(network, image)]))
-            else:
-                found = GenerativeTTA(segmenter, generator, **views)(scan)
-            yield way, found, time.perf_counter() - started
+        if way == "single":
+            return consensus_of(iter([segmenter(image)]))
+        if way in PEERS:
+            poses = geometric_poses(grid, options["geometric"], mirrors if way == "flips" else passes, 0)
+            return consensus_of(pose.back(segmenter(pose.there(image))) for pose in poses)
+        if way == "intensity":
+            return consensus_of(segmenter(change_intensities(image, seed=0, number=n)) for n in range(passes))
+        scan = MetaTensor(image, affine=torch.from_numpy(grid.affine)) if grid.known else image
+        return GenerativeTTA(segmenter, generator, **options)(scan)
 
 
 THRESHOLDS = tuple(np.round(np.linspace(0.05, 0.65, 13), 2).tolist())
@@ -292,14 +285,12 @@ def _dice(shown: torch.Tensor, label: torch.Tensor, k: int) -> float:
     return 2 * int(((shown == k) & (label == k)).sum()) / int((shown == k).sum() + (label == k).sum())
 
 
-WAYS = ("single", "flips", "geometric", "intensity", "tent", "generative")
-
-
 def measure(
     task: Task,
     kinds: Sequence[str],
     seeds: Sequence[int],
     corruptions: Sequence[str],
+    ways: Sequence[str],
     *,
     model: str,
     views: dict[str, Any],
@@ -310,8 +301,12 @@ def measure(
 ) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
     """Scores of each scan by segmenter and corruption; finished ones are read."""
     generator = Generator.from_pretrained(model)
-    key = json.dumps([VERSION, views, generator.weights_hash, steps, severity], sort_keys=True)
-    mark = f"{derive_seed(0, key) % 16**8:08x}"
+    options, marks = {}, {}
+    for way in ways:
+        own = {**GENERATIVE[way], **views} if way in GENERATIVE else {}
+        options[way] = {"num_views": NUM_VIEWS, "geometric": MIRRORS[task.name], **own}
+        known = [VERSION, steps, severity, options[way], generator.weights_hash if own else None]
+        marks[way] = f"{way}_{derive_seed(0, json.dumps(known, sort_keys=True)) % 16**8:08x}"
     scores: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for kind in kinds:
         for seed in seeds:
@@ -319,22 +314,28 @@ def measure(
             for corruption in corruptions:
                 rows, cases = scores.setdefault((kind, seed, corruption), []), task.test[corruption][:limit]
                 for number, case in enumerate(cases):
-                    path = folder / "scores" / f"{mark}_{kind}_{seed}_{corruption}_{case.case}.json"
-                    if path.is_file():
-                        rows.append(json.loads(path.read_text()))
-                        continue
-                    image, label, grid = read_corrupted(case, task, corruption, severity)
-                    found = {
-                        way: {**score(made, label, task.classes), "seconds": seconds}
-                        for way, made, seconds in predictions(network, generator, image, grid, views)
-                    }
-                    row = {"case": case.case, "patient": case.group or case.case, "ways": found}
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, json.dumps(row))
-                    rows.append(json.loads(path.read_text()))
-                    single, ours = (np.nanmean(found[way]["dice"]) for way in ("single", "generative"))
-                    print(f"{kind} {seed} {corruption} {number + 1}/{len(cases)}: {single:.3f} {ours:.3f}", flush=True)
+                    path = folder / "scores" / f"{kind}_{seed}_{corruption}_{case.case}.json"
+                    found = json.loads(path.read_text()) if path.is_file() else {}
+                    if missing := [way for way in ways if marks[way] not in found]:
+                        image, label, grid = read_corrupted(case, task, corruption, severity)
+                        for way in missing:
+                            started = time.perf_counter()
+                            made = predict(way, network, generator, image, grid, options[way])
+                            seconds = time.perf_counter() - started
+                            found[marks[way]] = {**score(made, label, task.classes), "seconds": seconds}
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_text(path, json.dumps(found))
+                        found = json.loads(path.read_text())
+                    row = {"case": case.case, "patient": case.group or case.case}
+                    rows.append({**row, "ways": {way: found[marks[way]] for way in ways}})
+                    if missing:
+                        shown = " ".join(f"{way} {np.nanmean(_numbers(found[marks[way]]['dice'])):.3f}" for way in ways)
+                        print(f"{kind} {seed} {corruption} {number + 1}/{len(cases)}: {shown}", flush=True)
     return scores
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
 
 
 def by_patient(rows: Sequence[dict[str, Any]], way: str, name: str) -> dict[str, float]:
@@ -404,6 +405,55 @@ def error_dice(scores: dict[Any, list[dict[str, Any]]], way: str) -> float:
     return float(np.nanmean(values))
 
 
+def figures_of(clean: dict[Any, Any], shifted: dict[Any, Any], way: str) -> dict[str, Any]:
+    """All figures of one way."""
+    both = {**clean, **shifted}
+    return {
+        "dice_shifted": mean_of(shifted, way, "dice"),
+        "dice_clean": mean_of(clean, way, "dice"),
+        "dice_of_vote_shifted": mean_of(shifted, way, "dice_of_vote"),
+        "ece": mean_of(shifted, way, "ece"),
+        "ace": mean_of(shifted, way, "ace"),
+        "aurc": area_of(shifted, way),
+        "error_dice": error_dice(shifted, way),
+        "error_auc": mean_of(shifted, way, "auc"),
+        "seconds": float(np.median([row["ways"][way]["seconds"] for rows in both.values() for row in rows])),
+        "dice_by_shift": {
+            name: mean_of({key: rows for key, rows in both.items() if key[2] == name}, way, "dice")
+            for name in dict.fromkeys(key[2] for key in both)
+        },
+        "fallbacks": sum(bool(row["ways"][way].get("fallback")) for rows in both.values() for row in rows),
+    }
+
+
+def compare(
+    clean: dict[Any, Any], shifted: dict[Any, Any], figures: dict[str, dict[str, Any]], way: str
+) -> dict[str, Any]:
+    """Generative views beside the better geometric peer, and whether the goals are reached."""
+    best, best_clean = (max(PEERS, key=lambda peer: figures[peer][name]) for name in ("dice_shifted", "dice_clean"))
+    ours, single = figures[way], figures["single"]
+    gain, kept = difference(shifted, way, best), difference(clean, way, best_clean)
+    parts = {
+        f"{name}: {value}": difference({key: rows for key, rows in shifted.items() if key[at] == value}, way, best)
+        for at, name in ((0, "segmenter"), (2, "shift"))
+        for value in dict.fromkeys(key[at] for key in shifted)
+    }
+    reached = {
+        "dice, shifted": 100 * gain["mean"] >= GOALS["points"] and gain["low"] > 0,
+        "dice, clean": 100 * kept["mean"] >= GOALS["clean"],
+        "ece": ours["ece"] <= GOALS["ece"] * single["ece"],
+        "aurc": ours["aurc"] <= min(figures[peer]["aurc"] for peer in PEERS),
+        "error dice": ours["error_dice"] >= max(figures[peer]["error_dice"] for peer in PEERS),
+    }
+    for name, part in (("shifted", gain), ("clean", kept), *parts.items()):
+        low, mean, high = (f"{100 * part[key]:+.2f}" for key in ("low", "mean", "high"))
+        print(f"{way} - {best_clean if name == 'clean' else best}, {name}: {mean} ({low} to {high})")
+    for name, value in reached.items():
+        print(f"{way}, {name}: {verdict(value)}")
+    peers = {"shifted": best, "clean": best_clean}
+    return {"peer": peers, "shifted": gain, "clean": kept, "parts": parts, "reached": reached}
+
+
 def main(
     dataset: str,
     model: str,
@@ -412,6 +462,7 @@ def main(
     corruptions: tuple[str, ...] | None = None,
     steps: int = 1500,
     limit: int | None = None,
+    ways: tuple[str, ...] = WAYS,
     views: dict[str, Any] | None = None,
     tune: bool = False,
     workdir: Path = WORKDIR / "test_time",
@@ -424,25 +475,27 @@ def main(
         kinds: Augmentations of the segmenters: ``geometric`` alone, and ``classical`` with intensities too; of nuclei
             ``colors``, without which nothing is found at other sites.
         seeds: Of the segmenters.
-        corruptions: Which, by default all; the result is written when all are there.
+        corruptions: Which, by default all; the result is written with all.
         steps: Of each segmenter.
         limit: Most test scans.
-        views: Settings of the generative views beside those chosen, to try others.
+        ways: Which; the result is written with all.
+        views: Settings of the generative views beside those chosen, to try others; writes no result.
         tune: Test on other training patients; writes no result.
         workdir: Where segmenters and scores are kept.
     """
     task = read_task(dataset, tune=tune)
-    chosen = {**VIEWS, "geometric": MIRRORS[dataset], **CHOSEN.get(dataset, {}), **(views or {})}
     folder = workdir / f"{dataset}{'_tune' if tune else ''}"
     corruptions = corruptions or tuple(task.test)
-    kinds = kinds or (("colors",) if dataset in SITES else ("geometric", "classical"))
+    all_kinds = ("colors",) if dataset in SITES else ("geometric", "classical")
+    kinds = kinds or all_kinds
     scores = measure(
         task,
         kinds,
         seeds,
         corruptions,
+        ways,
         model=model,
-        views=chosen,
+        views=views or {},
         steps=steps,
         limit=limit,
         severity=TUNED_SEVERITY if tune else SEVERITY,
@@ -451,51 +504,22 @@ def main(
     clean = {key: rows for key, rows in scores.items() if key[2] == "clean"}
     shifted = {key: rows for key, rows in scores.items() if key[2] != "clean"}
     lines = []
-    for way in WAYS:
+    for way in ways:
         parts = [{key: rows for key, rows in scores.items() if key[2] == name} for name in corruptions]
         lines.append([way, *(100 * mean_of(part, way, "dice") for part in parts)])
     table(("Dice", *corruptions), lines)
-    if not (clean and shifted):
+    if not (clean and shifted and set(PEERS) <= set(ways)):
         return
-    best, best_clean = (max(PEERS, key=lambda way: mean_of(part, way, "dice")) for part in (shifted, clean))
-    gain, kept = difference(shifted, "generative", best), difference(clean, "generative", best_clean)
-    by_kind = {
-        kind: difference({key: rows for key, rows in shifted.items() if key[0] == kind}, "generative", best)
-        for kind in kinds
-    }
-    figures: dict[str, dict[str, Any]] = {
-        way: {
-            "dice_shifted": mean_of(shifted, way, "dice"),
-            "dice_clean": mean_of(clean, way, "dice"),
-            "dice_of_vote_shifted": mean_of(shifted, way, "dice_of_vote"),
-            "ece": mean_of(shifted, way, "ece"),
-            "ace": mean_of(shifted, way, "ace"),
-            "aurc": area_of(shifted, way),
-            "error_dice": error_dice(shifted, way),
-            "error_auc": mean_of(shifted, way, "auc"),
-            "seconds": float(np.median([row["ways"][way]["seconds"] for rows in scores.values() for row in rows])),
-            "by_corruption": {
-                name: mean_of({k: r for k, r in scores.items() if k[2] == name}, way, "dice") for name in corruptions
-            },
-        }
-        for way in WAYS
-    }
-    ours, single = figures["generative"], figures["single"]
-    reached = {
-        "dice, shifted": 100 * gain["mean"] >= GOALS["points"] and gain["low"] > 0,
-        "dice, clean": 100 * kept["mean"] >= GOALS["clean"],
-        "ece": ours["ece"] <= GOALS["ece"] * single["ece"],
-        "aurc": ours["aurc"] <= min(figures[way]["aurc"] for way in PEERS),
-        "error dice": ours["error_dice"] >= max(figures[way]["error_dice"] for way in PEERS),
-    }
+    figures: dict[str, dict[str, Any]] = {way: figures_of(clean, shifted, way) for way in ways}
     names = ("dice_shifted", "dice_clean", "ece", "aurc", "error_dice", "seconds")
-    table(("", *names), [[way, *(figures[way][name] for name in names)] for way in WAYS])
-    for name, part in (("shifted", gain), ("clean", kept), *by_kind.items()):
-        low, mean, high = (f"{100 * part[key]:+.2f}" for key in ("low", "mean", "high"))
-        print(f"generative - {best_clean if name == 'clean' else best}, {name}: {mean} ({low} to {high})")
-    for name, value in reached.items():
-        print(f"{name}: {verdict(value)}")
-    if tune or limit or set(corruptions) != set(task.test):
+    table(("", *names), [[way, *(figures[way][name] for name in names)] for way in ways])
+    verdicts = {way: compare(clean, shifted, figures, way) for way in ways if way in GENERATIVE}
+    if (
+        tune
+        or limit
+        or views
+        or (set(corruptions), set(ways), set(kinds)) != (set(task.test), set(WAYS), set(all_kinds))
+    ):
         return
     save(
         f"test_time_{dataset}",
@@ -508,16 +532,10 @@ def main(
         kinds=list(kinds),
         steps=steps,
         model=Generator.from_pretrained(model).config.name,
-        views=chosen,
-        best_peer={"shifted": best, "clean": best_clean},
-        generative_minus_peer={"shifted": gain, "clean": kept, "shifted_by_kind": by_kind},
+        views={way: {"num_views": NUM_VIEWS, "geometric": MIRRORS[dataset], **GENERATIVE[way]} for way in GENERATIVE},
         ways=figures,
-        by_corruption={
-            name: difference({k: r for k, r in scores.items() if k[2] == name}, "generative", best)
-            for name in corruptions
-        },
+        generative_minus_peer=verdicts,
         goals=GOALS,
-        reached=reached,
     )
 
 
