@@ -29,9 +29,9 @@ has been tuned to unlabelled scans of all sites, these among them, as a user wou
 ``--tune`` serves to choose settings: it trains segmenters on two thirds of the training patients and tests on the
 others, with severity 2 and other corruptions beside these (ghosting, Gibbs rings); the validation split is not looked
 at. (The generator has seen these patients.) All ways that average predictions leave outliers out by the same rule.
-Scores of each scan are kept in the work
-folder: the same command goes on after a stop, and several can run at once on other corruptions. Writes
-``benchmarks/results/test_time_DATASET.json``.
+Scores of each scan are kept in
+the work folder: the same command goes on after a stop, and several can run at once on other corruptions or segmenters.
+Writes ``benchmarks/results/test_time_DATASET.json``.
 """
 
 from __future__ import annotations
