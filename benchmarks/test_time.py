@@ -38,11 +38,11 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ from medgen.types import Grid
 CORRUPTIONS = ("clean", "noise", "bias_field", "blur", "contrast", "motion")
 TUNED_ON = ("clean", "noise", "bias_field", "blur", "contrast", "ghosting", "gibbs")
 SEVERITY, TUNED_SEVERITY = 3, 2
-VERSION = 1  # raise when equal settings give other scores
+VERSION = 2  # raise when equal settings give other scores
 OUTLIERS = 0.5  # of GenerativeTTA, for all
 MODALITY = {"hippocampus3d": "mri", "cardiac_acdc": "mri"}
 SITES = {"nuclei_dsb2018": ("fluorescence", "histology", "brightfield")}  # the first is learned from
@@ -85,11 +85,20 @@ MIRRORS = {"hippocampus3d": (0,), "cardiac_acdc": (0, 1), "nuclei_dsb2018": (0, 
 PEERS = ("flips", "geometric")
 GOALS = {"points": 0.5, "clean": -0.1, "ece": 0.8}
 # Generative views by the defaults of GenerativeTTA, and steered by the prediction; chosen with `--tune`.
+# `generative` is what the goals are about; `conditioned` stands beside it.
 GENERATIVE: dict[str, dict[str, Any]] = {
     "generative": {"strength": 0.3, "randomness": 1.0, "mask": "uncertainty"},
     "conditioned": {"strength": 0.7, "randomness": 0.5, "mask": "uncertainty", "condition_on_prediction": True},
 }
-NUM_VIEWS = 10
+OF_VIEWS: dict[str, Any] = {
+    "num_views": 10,
+    "num_inference_steps": 5,
+    "detail": 0.0,
+    "rotation": 10.0,
+    "scaling": 0.1,
+    "outlier_dice": OUTLIERS,
+}
+SEEDS, STEPS = (0,), 1500
 WAYS = ("single", "flips", "geometric", "intensity", "tent", *GENERATIVE)
 
 
@@ -127,17 +136,21 @@ def read_task(name: str, *, tune: bool) -> Task:
         own, *others = SITES[name]
         site = {place: [case for case in train + test if case.meta["site"] == place] for place in others}
         train, clean = ([case for case in part if case.meta["site"] == own] for part in (train, test))
-        return Task(name, dataset, train, {"clean": clean, **site}, len(dataset.class_names))
+        shifts = {"clean": clean, **site}
+        return Task(name, dataset, train, {key: unseen(cases, train) for key, cases in shifts.items()}, 2)
     if tune:
         patients = list(dict.fromkeys(case.group or case.case for case in train))
         held = set(draw(patients, len(patients) // 3, 0, "test time", "tune"))
         test = [case for case in train if (case.group or case.case) in held]
         train = [case for case in train if (case.group or case.case) not in held]
-    # Slices of ACDC's validation split that are voxel for voxel training slices of another patient number.
-    known = {sha256_scan(case.images[0]) for case in train}
-    test = [case for case in test if sha256_scan(case.images[0]) not in known]
     shifts = TUNED_ON if tune else CORRUPTIONS
-    return Task(name, dataset, train, dict.fromkeys(shifts, test), len(dataset.class_names))
+    return Task(name, dataset, train, dict.fromkeys(shifts, unseen(test, train)), len(dataset.class_names))
+
+
+def unseen(test: list[Case], train: list[Case]) -> list[Case]:
+    """Without slices of ACDC's validation split that are training slices of another patient number."""
+    known = {sha256_scan(case.images[0]) for case in train}
+    return [case for case in test if sha256_scan(case.images[0]) not in known]
 
 
 class Padded(nn.Module):
@@ -155,18 +168,25 @@ class Padded(nn.Module):
         return out[(..., *(slice(length) for length in x.shape[2:]))]
 
 
+def digest(known: Any) -> str:
+    """Name of what a result depends on."""
+    return f"{derive_seed(0, json.dumps(known, sort_keys=True)) % 16**8:08x}"
+
+
 def segmenter_of(task: Task, kind: str, seed: int, steps: int, folder: Path) -> Padded:
     """Train a segmenter, or take the one that was trained."""
     torch.manual_seed(derive_seed(seed, "test time", "weights"))
     network = Padded(task.dims, len(task.dataset.channel_names), task.classes)
-    path = folder / f"segmenter_{kind}_{seed}_{steps}.pt"
+    change = AUGMENTATIONS[kind] or CLASSICAL[task.dims]
+    recipe = Recipe(steps, 4 if task.dims == 2 else 2)
+    known = [VERSION, kind, seed, repr(change), repr(recipe), MIRRORS[task.name], [case.case for case in task.train]]
+    path = folder / f"segmenter_{kind}_{seed}_{digest(known)}.pt"
     if path.is_file():
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()
     patch = (128, 128) if task.dims == 2 else (32, 48, 32)
     own = Preparation((1.0,) * task.dims, (1.0,) * task.dims, patch, 1)
     pairs = load_pairs(task.train, task.dataset, own, "training")
-    change = AUGMENTATIONS[kind] or CLASSICAL[task.dims]
 
     def example(index: int, generator: torch.Generator) -> Pair:
         image, label = augment(pairs[index], change, patch, generator)
@@ -176,7 +196,6 @@ def segmenter_of(task: Task, kind: str, seed: int, steps: int, folder: Path) -> 
         return image.flip(axes), label.flip(axes)
 
     loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-    recipe = Recipe(steps, 4 if task.dims == 2 else 2)
     fit_network(network, len(pairs), example, loss, recipe, seed=seed, device=torch.device("cpu"), name=kind)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), path)
@@ -197,13 +216,13 @@ def read_corrupted(
     return normalize(image, case, task.dataset).clamp(0, 1), label, grid
 
 
-def geometric_poses(grid: Grid, axes: tuple[int, ...], passes: int, seed: int) -> list[Pose]:
+def geometric_poses(grid: Grid, options: dict[str, Any], passes: int) -> list[Pose]:
     """Mirror images, and beyond them turned and scaled ones, as generative views are too."""
-    mirrors = flips(grid.spatial_dims, axes)
-    more = [(number, mirrors[number % len(mirrors)]) for number in range(1, 1 + passes - len(mirrors))]
-    options: dict[str, Any] = {"rotation": 10.0, "scaling": 0.1, "seed": seed}
-    return [Pose(mirror) for mirror in mirrors[:passes]] + [
-        random_pose(mirror, grid.spacing, number=number, **options) for number, mirror in more
+    mirrors = flips(grid.spatial_dims, options["geometric"])
+    turns = {name: options[name] for name in ("rotation", "scaling")}
+    return [Pose(mirror) for mirror in mirrors] + [
+        random_pose(mirrors[number % len(mirrors)], grid.spacing, seed=0, number=number, **turns)
+        for number in range(1, 1 + passes - len(mirrors))
     ]
 
 
@@ -245,8 +264,8 @@ def predict(
         if way == "single":
             return consensus_of(iter([segmenter(image)]))
         if way in PEERS:
-            poses = geometric_poses(grid, options["geometric"], mirrors if way == "flips" else passes, 0)
-            return consensus_of(pose.back(segmenter(pose.there(image))) for pose in poses)
+            poses, first = geometric_poses(grid, options, mirrors if way == "flips" else passes), segmenter(image)
+            return consensus_of(pose.back(segmenter(pose.there(image)), first) for pose in poses)
         if way == "intensity":
             return consensus_of(segmenter(change_intensities(image, seed=0, number=n)) for n in range(passes))
         scan = MetaTensor(image, affine=torch.from_numpy(grid.affine)) if grid.known else image
@@ -285,6 +304,12 @@ def _dice(shown: torch.Tensor, label: torch.Tensor, k: int) -> float:
     return 2 * int(((shown == k) & (label == k)).sum()) / int((shown == k).sum() + (label == k).sum())
 
 
+def options_of(dataset: str, way: str, views: dict[str, Any]) -> dict[str, Any]:
+    """All that a way depends on, beside the segmenter and the generator."""
+    own = {**GENERATIVE[way], **views} if way in GENERATIVE else {}
+    return {**OF_VIEWS, "geometric": MIRRORS[dataset], **own}
+
+
 def measure(
     task: Task,
     kinds: Sequence[str],
@@ -301,16 +326,17 @@ def measure(
 ) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
     """Scores of each scan by segmenter and corruption; finished ones are read."""
     generator = Generator.from_pretrained(model)
-    options, marks = {}, {}
-    for way in ways:
-        own = {**GENERATIVE[way], **views} if way in GENERATIVE else {}
-        options[way] = {"num_views": NUM_VIEWS, "geometric": MIRRORS[task.name], **own}
-        known = [VERSION, steps, severity, options[way], generator.weights_hash if own else None]
-        marks[way] = f"{way}_{derive_seed(0, json.dumps(known, sort_keys=True)) % 16**8:08x}"
+    options = {way: options_of(task.name, way, views) for way in ways}
     scores: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for kind in kinds:
         for seed in seeds:
             network = segmenter_of(task, kind, seed, steps, folder)
+            weights = sha256(b"".join(value.numpy().tobytes() for value in network.state_dict().values())).hexdigest()
+            known = [VERSION, weights, severity]
+            marks = {
+                way: f"{way}_{digest([known, options[way], generator.weights_hash if way in GENERATIVE else None])}"
+                for way in ways
+            }
             for corruption in corruptions:
                 rows, cases = scores.setdefault((kind, seed, corruption), []), task.test[corruption][:limit]
                 for number, case in enumerate(cases):
@@ -319,10 +345,8 @@ def measure(
                     if missing := [way for way in ways if marks[way] not in found]:
                         image, label, grid = read_corrupted(case, task, corruption, severity)
                         for way in missing:
-                            started = time.perf_counter()
                             made = predict(way, network, generator, image, grid, options[way])
-                            seconds = time.perf_counter() - started
-                            found[marks[way]] = {**score(made, label, task.classes), "seconds": seconds}
+                            found[marks[way]] = score(made, label, task.classes)
                         path.parent.mkdir(parents=True, exist_ok=True)
                         write_text(path, json.dumps(found))
                         found = json.loads(path.read_text())
@@ -343,7 +367,7 @@ def by_patient(rows: Sequence[dict[str, Any]], way: str, name: str) -> dict[str,
     found: dict[str, list[float]] = {}
     for row in rows:
         value = row["ways"][way][name]
-        value = np.nanmean(value) if isinstance(value, list) else value
+        value = np.nanmean(_numbers(value)) if isinstance(value, list) else value
         if value is not None and value == value:
             found.setdefault(row["patient"], []).append(float(value))
     return {patient: float(np.mean(values)) for patient, values in found.items()}
@@ -352,19 +376,28 @@ def by_patient(rows: Sequence[dict[str, Any]], way: str, name: str) -> dict[str,
 def difference(
     scores: dict[Any, list[dict[str, Any]]], way: str, other: str, name: str = "dice", *, draws: int = 2000
 ) -> dict[str, float]:
-    """Mean difference over patients, segmenters and corruptions, with its bootstrap interval over patients."""
-    tables = [(by_patient(rows, way, name), by_patient(rows, other, name)) for rows in scores.values()]
-    found: dict[str, list[float]] = {}
-    for first, second in tables:
-        for patient in first.keys() & second.keys():
-            found.setdefault(patient, []).append(first[patient] - second[patient])
-    gaps = np.array([np.mean(found[patient]) for patient in sorted(found)])
+    """Mean difference over patients, segmenters and shifts, with its bootstrap interval over patients.
+
+    A patient that is drawn is drawn with all its scans, under all shifts. Sites have other patients: each is drawn from
+    for itself, and counts alike.
+    """
     random = np.random.default_rng(0)
-    means = gaps[random.integers(0, len(gaps), (draws, len(gaps)))].mean(axis=1)
+    by_patients: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for rows in scores.values():
+        first, second = by_patient(rows, way, name), by_patient(rows, other, name)
+        gaps = {patient: first[patient] - second[patient] for patient in sorted(first.keys() & second.keys())}
+        by_patients.setdefault(tuple(gaps), []).append(gaps)
+    means, drawn = [], []
+    for patients, several in by_patients.items():
+        table = np.array([list(gaps.values()) for gaps in several])
+        chosen = random.integers(0, len(patients), (draws, len(patients)))
+        means += table.mean(axis=1).tolist()
+        drawn += list(table[:, chosen].mean(axis=2))
+    spread = np.mean(drawn, axis=0)
     return {
-        "mean": float(gaps.mean()),
-        "low": float(np.quantile(means, 0.025)),
-        "high": float(np.quantile(means, 0.975)),
+        "mean": float(np.mean(means)),
+        "low": float(np.quantile(spread, 0.025)),
+        "high": float(np.quantile(spread, 0.975)),
     }
 
 
@@ -376,10 +409,12 @@ def mean_of(scores: dict[Any, list[dict[str, Any]]], way: str, name: str) -> flo
 def area_of(scores: dict[Any, list[dict[str, Any]]], way: str) -> float:
     """AURC over all scans; confidence is the Dice between views, of one prediction its certainty."""
     rows = [row["ways"][way] for group in scores.values() for row in group]
-    rows = [row for row in rows if not np.isnan(row["dice"]).all()]  # a scan without any class has no Dice
-    several = all(row["confidence"] is not None for row in rows) and way not in ("single", "tent")
-    confidence = [row["confidence"] if several else row["certainty"] for row in rows]
-    return aurc(torch.tensor(confidence), torch.tensor([1 - float(np.nanmean(row["dice"])) for row in rows]))
+    rows = [row for row in rows if not np.isnan(_numbers(row["dice"])).all()]  # a scan without a class has no Dice
+    if way in ("single", "tent"):
+        confidence = [row["certainty"] for row in rows]
+    else:  # views that all see nothing agree
+        confidence = [1.0 if row["confidence"] is None else row["confidence"] for row in rows]
+    return aurc(torch.tensor(confidence), torch.tensor([1 - float(np.nanmean(_numbers(row["dice"]))) for row in rows]))
 
 
 def error_dice(scores: dict[Any, list[dict[str, Any]]], way: str) -> float:
@@ -400,7 +435,7 @@ def error_dice(scores: dict[Any, list[dict[str, Any]]], way: str) -> float:
             )
             for side in (1 - part, part)
         ]
-        best = int(np.nanmean(tables[0].astype(float), axis=0).argmax())
+        best = int(np.nanargmax(np.nanmean(tables[0].astype(float), axis=0)))
         values += tables[1].astype(float)[:, best].tolist()
     return float(np.nanmean(values))
 
@@ -417,7 +452,6 @@ def figures_of(clean: dict[Any, Any], shifted: dict[Any, Any], way: str) -> dict
         "aurc": area_of(shifted, way),
         "error_dice": error_dice(shifted, way),
         "error_auc": mean_of(shifted, way, "auc"),
-        "seconds": float(np.median([row["ways"][way]["seconds"] for rows in both.values() for row in rows])),
         "dice_by_shift": {
             name: mean_of({key: rows for key, rows in both.items() if key[2] == name}, way, "dice")
             for name in dict.fromkeys(key[2] for key in both)
@@ -455,14 +489,14 @@ def compare(
 
 
 def main(
-    dataset: str,
+    dataset: Literal["hippocampus3d", "cardiac_acdc", "nuclei_dsb2018"],
     model: str,
     kinds: tuple[str, ...] | None = None,
-    seeds: tuple[int, ...] = (0, 1),
+    seeds: tuple[int, ...] = SEEDS,
     corruptions: tuple[str, ...] | None = None,
-    steps: int = 1500,
+    steps: int = STEPS,
     limit: int | None = None,
-    ways: tuple[str, ...] = WAYS,
+    ways: tuple[Literal["single", "flips", "geometric", "intensity", "tent", "generative", "conditioned"], ...] = WAYS,
     views: dict[str, Any] | None = None,
     tune: bool = False,
     workdir: Path = WORKDIR / "test_time",
@@ -488,6 +522,9 @@ def main(
     corruptions = corruptions or tuple(task.test)
     all_kinds = ("colors",) if dataset in SITES else ("geometric", "classical")
     kinds = kinds or all_kinds
+    for name, given, known in (("corruptions", corruptions, task.test), ("kinds", kinds, AUGMENTATIONS)):
+        if unknown := set(given) - set(known):
+            raise SystemExit(f"{name}: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     scores = measure(
         task,
         kinds,
@@ -511,15 +548,11 @@ def main(
     if not (clean and shifted and set(PEERS) <= set(ways)):
         return
     figures: dict[str, dict[str, Any]] = {way: figures_of(clean, shifted, way) for way in ways}
-    names = ("dice_shifted", "dice_clean", "ece", "aurc", "error_dice", "seconds")
+    names = ("dice_shifted", "dice_clean", "ece", "aurc", "error_dice", "fallbacks")
     table(("", *names), [[way, *(figures[way][name] for name in names)] for way in ways])
     verdicts = {way: compare(clean, shifted, figures, way) for way in ways if way in GENERATIVE}
-    if (
-        tune
-        or limit
-        or views
-        or (set(corruptions), set(ways), set(kinds)) != (set(task.test), set(WAYS), set(all_kinds))
-    ):
+    asked = (set(corruptions), set(ways), set(kinds), seeds, steps)
+    if tune or limit or views or asked != (set(task.test), set(WAYS), set(all_kinds), SEEDS, STEPS):
         return
     save(
         f"test_time_{dataset}",
@@ -532,9 +565,9 @@ def main(
         kinds=list(kinds),
         steps=steps,
         model=Generator.from_pretrained(model).config.name,
-        views={way: {"num_views": NUM_VIEWS, "geometric": MIRRORS[dataset], **GENERATIVE[way]} for way in GENERATIVE},
+        views={way: options_of(dataset, way, {}) for way in GENERATIVE},
         ways=figures,
-        generative_minus_peer=verdicts,
+        beside_peers=verdicts,
         goals=GOALS,
     )
 

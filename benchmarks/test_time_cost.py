@@ -12,8 +12,8 @@ On validation scans of the hippocampus, with the embedded model and a segmenter 
 - peak memory of processes that make 4 and 64 views of a scan of 80 x 80 x 80 voxels.
 
 Goals: 60 dB; no voxel; at most 11 rows a view; a quarter of the cheapest published setting and a twentieth of the
-demonstration, by the views as they are made by default, which are not guided (the guided ones stand beside); memory
-within 5 %. Writes ``benchmarks/results/test_time_cost.json``.
+demonstration, by views that are not guided, which is the default (guided ones stand beside);
+memory within 5 %. Writes ``benchmarks/results/test_time_cost.json``.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def main(
         network = segmenter_of(task, "geometric", 0, steps, workdir / "hippocampus3d")
         image, _, _ = read_corrupted(task.test["clean"][0], task, "clean")
         scan = torch.nn.functional.interpolate(image[None], (80, 80, 80), mode="trilinear")[0]
-        GenerativeTTA(network, generator, num_views=only_views, check_familiarity=False, geometric=False)(scan)
+        GenerativeTTA(network, generator, num_views=only_views, check_familiarity=False)(scan)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     segmenter_of(task, "geometric", 0, steps, workdir / "hippocampus3d")

@@ -22,7 +22,7 @@ from medgen.precision import Precision, resolve_precision
 from medgen.test_time.aggregate import Agreement, Combination, Consensus, Weighting
 from medgen.test_time.geometric import Flip, Pose, change_intensities, flips, random_pose
 from medgen.test_time.making import Making, ScanViews
-from medgen.test_time.masks import MaskKind
+from medgen.test_time.masks import MaskKind, check_kind
 from medgen.test_time.segmenter import Network, Output, Segmenter
 from medgen.test_time.views import ViewSettings
 from medgen.types import BadInputError
@@ -58,17 +58,18 @@ class GenerativeTTA:
 
     The scan and its views are segmented, the predictions averaged. A view is the scan after some noise and the way back
     (:mod:`medgen.diffusion.inversion`): of the anatomy that the generator knows, with other noise, and inside a mask
-    only. Each is also mirrored in its own way, if the segmenter has seen mirror images in training.
+    only, outside of which it has the scan bit for bit. Then it is turned and scaled a little, and mirrored if you say
+    so; predictions are brought back.
 
     The generator sees the scan by its own normalization and on its own grid; the segmenter gets what it is given, and
-    views in the same units and on the same voxels. What a view does not change it has bit for bit.
+    views in the same units and on the same voxels.
 
     Args:
         segmenter: From ``(1, C, H, W[, D])`` to ``(1, K, H, W[, D])``: a module, TorchScript, exported
             program or function.
         generator: A Generator on its device, or folder, embedded name or Hub id of one. 2D models see volumes slice by
             slice.
-        num_views: Generative views beside the scan itself.
+        num_views: Generative views beside the scan itself and its mirror images.
         mask: Where views may differ: ``uncertainty``, where the segmenter is unsure of the scan; ``everywhere``;
             ``attention``, where a model that texts steer attends to the words; random ``blocks``, others in each view;
             or ``hybrid``, blocks of the region of attention, or of uncertainty where there are no words.
@@ -80,10 +81,11 @@ class GenerativeTTA:
             (:mod:`medgen.test_time.null_text`), for comparison.
         guidance_scale: w for the conditions, of all or by name; 1 makes one pass a step.
         detail: Share in [0, 1] of the scan's own detail that views keep (:class:`medgen.test_time.views.ViewSettings`).
-        geometric: Whether views are mirrored, along all axes or those given, from 0; and turned and scaled.
-        rotation: Largest turn of a view about each axis, in degrees, if they are turned; mirror images of the scan
-            itself are not.
-        scaling: Largest logarithm of the scale of such a view.
+        geometric: Axes of the array, from 0, along which scan and views are mirrored; True is all. Name those alone
+            along which the segmenter has seen mirror images in training: a segmenter of left and right organs takes
+            one for the other in a mirror. Views are turned and scaled in any case but for False.
+        rotation: Largest turn of a view about each axis, in degrees.
+        scaling: Largest logarithm of the scale of a view.
         intensity: Whether views also get another gamma, contrast, brightness and noise.
         combination: ``mean`` of probabilities, ``logit`` mean or ``vote``.
         weighting: ``equal`` or by ``confidence``.
@@ -104,7 +106,7 @@ class GenerativeTTA:
         max_memory_gb: Bound for what decoding a view adds to the memory in use; None decodes in one piece.
         scaled_window: For a generator with a fixed intensity window: what its two ends have become in the scans.
         precision: Of the generator's networks: ``fp32``, ``bf16``, or ``auto`` for what is fast on the device.
-        seed: Of all noise.
+        seed: Of noise, blocks and poses.
         device: Where a named generator is loaded.
 
     Raises:
@@ -124,7 +126,7 @@ class GenerativeTTA:
         method: str = "edit_friendly",
         guidance_scale: float | Mapping[str, float] | None = 1.0,
         detail: float = 0.0,
-        geometric: bool | Sequence[int] = True,
+        geometric: bool | Sequence[int] = (),
         rotation: float = 10.0,
         scaling: float = 0.1,
         intensity: bool = False,
@@ -156,10 +158,12 @@ class GenerativeTTA:
                 raise BadInputError(f"{name}: expected at least {least}, got {value}.")
         for name, amount, most in (("rotation", rotation, 180.0), ("scaling", scaling, 1.0)):
             if not 0 <= amount <= most:
-                raise BadInputError(f"{name}: expected a number from 0 to {most:g}, got {amount}.")
+                unit = "degrees" if name == "rotation" else "as a logarithm"
+                raise BadInputError(f"{name}: expected 0 to {most:g} {unit}, got {amount}. 0 leaves it out.")
         for name, bound in (("max_evaluations", max_evaluations), ("max_seconds", max_seconds)):
             if bound is not None and not bound > 0:
                 raise BadInputError(f"{name}: expected a number above 0, got {bound}.")
+        check_kind(mask)  # before a generator is loaded
         Consensus(combination=combination, weighting=weighting, outlier_dice=outlier_dice)
         if isinstance(segmenter, Segmenter) and (output != "logits" or inferer is not None):
             raise BadInputError(
@@ -247,7 +251,7 @@ class GenerativeTTA:
         beyond = self._unchanged(inputs, poses) if fallback else self._generated(inputs, made, poses, count)
         last, same, seen = consensus.label(), 0, 0
         for view, pose, generative in chain(plain, beyond):
-            counts = consensus.add(pose.back(self.segmenter(pose.there(view))))
+            counts = consensus.add(pose.back(self.segmenter(pose.there(view)), first))
             if generative:
                 now, seen = consensus.label(), seen + 1
                 same = same + 1 if counts and _alike(now, last) else 0
@@ -279,7 +283,7 @@ class GenerativeTTA:
         text: str | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> list[torch.Tensor]:
-        """Some of the generative views that a prediction is made of, to look at; not mirrored.
+        """Some of the generative views that a prediction is made of, to look at; neither mirrored nor turned.
 
         Args:
             image: As for a prediction, like all that follow.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medgen.seeding import derive_seed, stream
 
-_THICK = 3.0  # voxels longer than this share of another axis make thick slices
+_THICK = 3.0  # so many times as long as on the finest axis are voxels of thick slices
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def flips(spatial_dims: int, axes: tuple[int, ...] | None = None) -> tuple[Flip,
     Returns:
         Two to the power of the number of axes.
     """
-    used = tuple(range(spatial_dims)) if axes is None else axes
+    used = tuple(range(spatial_dims)) if axes is None else tuple(dict.fromkeys(axes))
     return tuple(Flip(chosen) for count in range(len(used) + 1) for chosen in itertools.combinations(used, count))
 
 
@@ -76,19 +76,22 @@ class Pose:
         mirrored = self.flip(image)
         return mirrored if self.matrix is None else _warp(mirrored, self.matrix)
 
-    def back(self, probability: torch.Tensor) -> torch.Tensor:
+    def back(self, probability: torch.Tensor, beyond: torch.Tensor) -> torch.Tensor:
         """Where the prediction for the view lies in the scan.
 
         Args:
             probability: ``(K, H, W[, D])``, sums of 1.
+            beyond: As ``probability``, of the scan: what holds for its voxels that the view does not show.
 
         Returns:
             As ``probability``.
         """
         if self.matrix is None:
             return self.flip(probability)
-        found = _warp(probability, torch.linalg.inv(self.matrix))
-        return self.flip(found / found.sum(dim=0, keepdim=True))
+        way = torch.linalg.inv(self.matrix)
+        found = _warp(probability, way)
+        shown = _warp(torch.ones_like(probability[:1]), way, padding="zeros") > 1 - 1e-3
+        return torch.where(self.flip(shown), self.flip(found / found.sum(dim=0, keepdim=True)), beyond)
 
 
 def random_pose(
@@ -98,8 +101,8 @@ def random_pose(
 
     Args:
         flip: The mirror image.
-        spacing: Voxel size of each axis, in any unit: turns are rigid in space. About axes other than the longest none
-            is made where a voxel is more than three times as long as another, since it would mix slices far apart.
+        spacing: Voxel size of each axis, in any unit: turns are rigid in space. Along axes whose voxels are more than
+            three times as long as the shortest nothing moves, since it would mix slices far apart.
         rotation: Largest turn about each axis, in degrees.
         scaling: Largest logarithm of the scale.
         seed: Root of the draw.
@@ -111,24 +114,24 @@ def random_pose(
     if not rotation and not scaling:
         return Pose(flip)
     random = stream(derive_seed(seed, "test time", f"pose {number}"))
-    dims = len(spacing)
-    skew = torch.zeros(dims, dims, dtype=torch.float64)
-    for i, j in itertools.combinations(range(dims), 2):
+    size = torch.tensor(spacing, dtype=torch.float64)
+    moves = size <= _THICK * size.min()
+    skew = torch.zeros(len(size), len(size), dtype=torch.float64)
+    for i, j in itertools.combinations(range(len(size)), 2):
         angle = math.radians(rotation) * (2 * float(torch.rand((), generator=random)) - 1)
-        if max(spacing[i], spacing[j]) <= _THICK * min(spacing[i], spacing[j]):
+        if moves[i] and moves[j]:
             skew[i, j], skew[j, i] = -angle, angle
     scale = math.exp(scaling * (2 * float(torch.rand((), generator=random)) - 1))
-    size = torch.tensor(spacing, dtype=torch.float64)
-    matrix = torch.linalg.matrix_exp(skew) * size[None] / size[:, None]  # from and to voxels, by way of lengths
-    return Pose(flip, (matrix * scale).float())
+    in_space = torch.linalg.matrix_exp(skew) * torch.where(moves, scale, 1.0)
+    return Pose(flip, (in_space * size[None] / size[:, None]).float())
 
 
-def _warp(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def _warp(values: torch.Tensor, matrix: torch.Tensor, *, padding: str = "border") -> torch.Tensor:
     edges = torch.tensor(values.shape[1:][::-1], dtype=torch.float32)  # grids name the last axis first
     turned = matrix.flip(0, 1) * edges[None] / edges[:, None]
     theta = torch.cat([turned, torch.zeros(len(edges), 1)], dim=1)[None].to(values)
     grid = F.affine_grid(theta, [1, *values.shape], align_corners=False)
-    return F.grid_sample(values[None], grid, padding_mode="border", align_corners=False)[0]
+    return F.grid_sample(values[None], grid, padding_mode=padding, align_corners=False)[0]
 
 
 def change_intensities(image: torch.Tensor, *, seed: int, number: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from medgen.precision import is_out_of_memory
 from medgen.synthesis.editing import steered_scan
 from medgen.synthesis.steering import batch_condition
 from medgen.test_time.attention import attended_region
-from medgen.test_time.masks import MaskKind, check_kind, random_blocks, uncertain_region
+from medgen.test_time.masks import MaskKind, random_blocks, uncertain_region
 from medgen.test_time.null_text import NullTextViews
 from medgen.test_time.slices import SliceViews
 from medgen.test_time.views import GenerativeViews, ViewSettings
@@ -39,10 +39,7 @@ class Making:
         window: Latent voxels per axis of the windows of the denoiser.
         slice_axis: Along which a volume is cut for a 2D model.
         scaled_window: What the ends of the model's intensity window have become in the scans.
-        seed: Of all noise.
-
-    Raises:
-        BadInputError: If the kind of mask is none.
+        seed: Of noise and blocks.
     """
 
     generator: Generator
@@ -54,10 +51,6 @@ class Making:
     slice_axis: int
     scaled_window: tuple[float, float] | None
     seed: int
-
-    def __post_init__(self) -> None:
-        """Refuse what is no kind of mask."""
-        check_kind(self.mask)
 
 
 class ScanViews:

@@ -56,7 +56,7 @@ def predict(
     method: str = "edit_friendly",
     condition_on_prediction: bool = False,
     guidance_scale: float = 1.0,
-    geometric: bool = True,
+    geometric: bool | tuple[int, ...] = (),
     rotation: float = 10.0,
     scaling: float = 0.1,
     intensity_views: bool = False,
@@ -108,8 +108,9 @@ def predict(
         method: How a scan goes into noise: edit_friendly, o_belm, edict, fixed_point, ddim or dpm++.
         condition_on_prediction: Whether the prediction for the scan steers the generator, which has the same classes.
         guidance_scale: How strictly; 1 makes one pass a step, others two.
-        geometric: Whether views are mirrored, turned and scaled too. Leave it off for a segmenter that has not seen
-            mirror images.
+        geometric: Axes of the array, from 0, along which scan and views are mirrored, such as [0]; true is all, false
+            leaves views unturned too. Name those alone along which the segmenter has seen mirror images in training: a
+            segmenter of left and right organs takes one for the other in a mirror.
         rotation: Largest turn of a view about each axis, in degrees.
         scaling: Largest logarithm of the scale of a view.
         intensity_views: Whether views also get other gamma, contrast, brightness and noise.
@@ -128,7 +129,7 @@ def predict(
             what the two ends of that window have become.
         precision: Of the generator: ``fp32``, ``bf16``, or ``auto``.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
-        seed: Of all noise.
+        seed: Of noise, blocks and poses.
         overwrite: Replace predictions of other settings that the folder holds.
 
     Returns:

@@ -26,7 +26,7 @@ class SliceViews:
         return sum(part.evaluations for part in self.slices)
 
     def cost(self) -> tuple[int, int]:
-        """Denoiser rows before the first view, and for each.
+        """Denoiser rows before the first view, and for each; fewer where masks leave slices as they are.
 
         Returns:
             Both numbers.
@@ -44,8 +44,11 @@ class SliceViews:
         Returns:
             ``(C, H, W, D)`` float32 each, as of :meth:`GenerativeViews.make`.
         """
-        made = [
-            part.make(numbers, [None if mask is None else mask.select(self.axis, index) for mask in masks])
-            for index, part in enumerate(self.slices)
-        ]
+        made = []
+        for index, part in enumerate(self.slices):
+            cut = [None if mask is None else mask.select(self.axis, index) for mask in masks]
+            if any(mask is None or bool(mask.any()) for mask in cut):
+                made.append(part.make(numbers, cut))
+            else:
+                made.append([torch.zeros(len(part.scan), *mask.shape) for mask in cut if mask is not None])
         return [torch.stack(parts, dim=self.axis + 1) for parts in zip(*made, strict=True)]

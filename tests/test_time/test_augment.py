@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def scan(dims: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 def tta(generator: Generator, **options: object) -> GenerativeTTA:
-    values = {"num_views": 3, "precision": "fp32", **options}
+    values = {"num_views": 3, "precision": "fp32", "geometric": True, **options}
     return GenerativeTTA(network(generator.config.spatial_dims), generator, **values)
 
 
@@ -230,9 +231,9 @@ def test_a_budget_returns_the_best_so_far(make_generator: Callable[..., Generato
         time.sleep(0.02)
         return torch.cat([inputs, -inputs], dim=1)
 
-    late = GenerativeTTA(slow, generator, num_views=500, max_seconds=0.3, precision="fp32")(scan(2))
+    late = GenerativeTTA(slow, generator, num_views=500, max_seconds=0.3, geometric=True, precision="fp32")(scan(2))
     assert "seconds were over" in late.stopped and 4 < late.views < 100 and not late.fallback
-    none = GenerativeTTA(slow, generator, max_seconds=1e-4, precision="fp32")(scan(2))
+    none = GenerativeTTA(slow, generator, max_seconds=1e-4, geometric=True, precision="fp32")(scan(2))
     assert "before the first generative view" in none.fallback and none.evaluations == 0
     stable = tta(generator, num_views=50, randomness=0.0, detail=1.0, geometric=False, patience=3)(scan(2))
     assert "stayed the same over 3" in stable.stopped and stable.views == 4
@@ -255,21 +256,29 @@ def test_unknown_scans_get_geometric_views(make_generator: Callable[..., Generat
 
 
 def test_views_are_turned_with_voxels_of_their_own_size(make_generator: Callable[..., Generator]) -> None:
-    """A segmenter of intensities gives each view the prediction of its own pose, brought back."""
-    generator, image = make_generator(2), scan(2)
+    """A segmenter of intensities sees each view in its own pose, and its predictions come back to where they belong."""
+    generator = make_generator(2)
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="ij")
+    image = torch.sigmoid(5 - ((rows - 8) ** 2 + (columns - 12) ** 2).sqrt())[None]
     seen: list[torch.Tensor] = []
 
     def watch(inputs: torch.Tensor) -> torch.Tensor:
         seen.append(inputs[0])
-        return torch.cat([inputs, -inputs], dim=1)
+        return torch.cat([1 - inputs, inputs], dim=1)
 
-    options = {"num_views": 2, "precision": "fp32", "randomness": 0.0, "detail": 1.0, "seed": 5}
+    options = {"precision": "fp32", "randomness": 0.0, "detail": 1.0, "seed": 5, "output": "probabilities"}
     placed = MetaTensor(image, affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64)))
-    GenerativeTTA(watch, generator, **options)(placed)
-    for number, found in enumerate(seen[4:], 1):
-        mirror = flips(2)[number]
-        pose = random_pose(mirror, (2.0, 1.0), rotation=10.0, scaling=0.1, seed=5, number=number)
-        torch.testing.assert_close(found, pose.there(image), atol=1e-3 * float(image.max()), rtol=0)
+    for axes, mirrors in (((), flips(2, ())), ((1,), flips(2, (1,)))):
+        seen.clear()
+        found = GenerativeTTA(watch, generator, num_views=6, geometric=axes, **options)(placed)
+        assert len(seen) == len(mirrors) + 6
+        for number, view in enumerate(seen[len(mirrors) :], 1):
+            mirror = mirrors[number % len(mirrors)]
+            pose = random_pose(mirror, (2.0, 1.0), rotation=10.0, scaling=0.1, seed=5, number=number)
+            torch.testing.assert_close(view, pose.there(image), atol=1e-3, rtol=0)
+            assert (view - mirror(image)).abs().max() > 0.05
+        assert (found.probability[1] - image[0]).abs().max() < 0.1
+        assert found.pairwise_dice[0] > 0.95
 
 
 def test_what_a_model_knows_is_told_from_what_it_does_not(make_generator: Callable[..., Generator]) -> None:
@@ -299,18 +308,17 @@ def test_scans_in_scaled_windows_get_views_in_their_own_units(make_generator: Ca
 
 def test_programs_of_other_kinds_are_segmenters_too(make_generator: Callable[..., Generator]) -> None:
     generator, image = make_generator(2), scan(2)
+    options = {"geometric": True, "precision": "fp32"}
     plain = tta(generator)(image).probability
     module = network(2).eval()
     traced = torch.jit.trace(module, image[None])
     exported = torch.export.export(module, (image[None],)).module()
     for program in (traced, exported, lambda x: [module(x)], lambda x: {"pred": module(x)}):
-        found = GenerativeTTA(program, generator, num_views=3, precision="fp32")(image).probability
+        found = GenerativeTTA(program, generator, num_views=3, **options)(image).probability
         torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
-    softmax = GenerativeTTA(
-        lambda x: module(x).softmax(1), generator, num_views=3, precision="fp32", output="probabilities"
-    )
+    softmax = GenerativeTTA(lambda x: module(x).softmax(1), generator, num_views=3, **options, output="probabilities")
     torch.testing.assert_close(softmax(image).probability, plain, atol=1e-4, rtol=0)
-    single = GenerativeTTA(lambda x: x / 500 - 1, generator, num_views=1, precision="fp32", output="sigmoid")
+    single = GenerativeTTA(lambda x: x / 500 - 1, generator, num_views=1, **options, output="sigmoid")
     assert single(image).probability.shape == (2, *SHAPES[2])
 
 
@@ -363,9 +371,9 @@ def test_scans_that_do_not_fit_are_refused(make_generator: Callable[..., Generat
         tta(windowed)(scan(2) / 1e4)
     with pytest.raises(BadInputError, match="mask: expected bool"):
         tta(make_generator(2))(scan(2), mask=torch.ones(3, 3))
-    for name in ("rotation", "scaling"):
-        with pytest.raises(BadInputError, match=f"{name}: expected a number from 0"):
-            tta(make_generator(2), **{name: -1.0})
+    for name, value in (("rotation", -1.0), ("rotation", 181.0), ("scaling", -0.1), ("scaling", math.nan)):
+        with pytest.raises(BadInputError, match=rf"{name}: expected 0 to .* 0 leaves it out"):
+            tta(make_generator(2), **{name: value})
     with pytest.raises(BadInputError, match="geometric: expected spatial axes"):
         tta(make_generator(2), geometric=(2,))(scan(2))
     with pytest.raises(BadInputError, match="expected a generator that a given text steers"):

@@ -45,8 +45,8 @@ def test_turns_are_rigid_in_space_and_scales_alike_on_all_axes() -> None:
 
 
 def test_thick_slices_are_turned_within_themselves_alone() -> None:
-    pose = random_pose(Flip(), (1.0, 1.0, 8.0), rotation=10.0, scaling=0.0, seed=0, number=1)
-    assert pose.matrix[0, 1].abs() > 0
+    pose = random_pose(Flip(), (1.0, 1.0, 8.0), rotation=10.0, scaling=0.1, seed=0, number=1)
+    assert pose.matrix[0, 1].abs() > 0 and pose.matrix[0, 0] != 1
     assert torch.equal(pose.matrix[2], torch.tensor([0.0, 0.0, 1.0]))
     assert torch.equal(pose.matrix[:2, 2], torch.zeros(2))
 
@@ -59,11 +59,11 @@ def test_predictions_come_back_to_where_they_belong(dims: int) -> None:
         pose = random_pose(mirror, (1.0,) * dims, rotation=10.0, scaling=0.1, seed=0, number=number)
         seen = pose.there(inside)
         assert (seen - inside).abs().max() > 0.2  # it did move
-        found = pose.back(torch.cat([1 - seen, seen]))
+        found = pose.back(torch.cat([1 - seen, seen]), torch.cat([1 - inside, inside]))
         torch.testing.assert_close(found.sum(dim=0), torch.ones(shape), atol=1e-5, rtol=0)
         assert (found[1] - inside[0]).abs().max() < 0.12
         exact = Pose(mirror)
-        assert torch.equal(exact.back(exact.there(inside)), inside)
+        assert torch.equal(exact.back(exact.there(inside), inside), inside)
 
 
 def test_poses_depend_on_seed_and_number_and_can_be_none() -> None:
@@ -74,3 +74,15 @@ def test_poses_depend_on_seed_and_number_and_can_be_none() -> None:
     )
     assert torch.equal(one, same) and not torch.equal(one, other) and not torch.equal(one, seed)
     assert random_pose(Flip(), (1.0, 1.0), rotation=0.0, scaling=0.0, seed=0, number=1).matrix is None
+
+
+def test_what_a_view_does_not_show_is_left_to_the_scan() -> None:
+    c, s = math.cos(math.radians(15)), math.sin(math.radians(15))
+    pose = Pose(Flip((1,)), torch.tensor([[c, -s], [s, c]]) / 1.1)
+    beyond = torch.stack([torch.ones(32, 32), torch.zeros(32, 32)])
+    found = pose.back(beyond.flip(0), beyond)[1].flip(1).numpy()
+    places = np.stack(np.meshgrid(np.arange(32), np.arange(32), indexing="ij"), -1) - 15.5
+    source = np.abs(places @ np.linalg.inv(pose.matrix.double().numpy()).T)
+    shown, hidden = (source < 15.49).all(axis=-1), (source > 15.52).any(axis=-1)
+    assert 0.05 < hidden.mean() < 0.5 and (shown | hidden).mean() > 0.95
+    assert (found[shown] == 1).all() and (found[hidden] == 0).all()

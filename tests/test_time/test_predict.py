@@ -76,7 +76,7 @@ def test_the_command_writes_labels_uncertainty_lines_and_pictures(
 ) -> None:
     output = tmp_path / "predictions"
     command = f"predict --model {model} --segmenter {script} --input {scans} --output {output} --intensities unit"
-    quick = " --num_views 2 --device cpu --precision fp32 --strength 0.05 --mask uncertainty"
+    quick = " --num_views 2 --device cpu --precision fp32 --strength 0.05 --geometric [0,1,2]"
     assert main((command + quick).split()) == 0
     lines = [json.loads(line) for line in (output / RECORDS).read_text().splitlines()]
     assert [line["case"] for line in lines] == ["case_0", "case_1"]
