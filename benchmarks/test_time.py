@@ -143,8 +143,8 @@ def read_task(name: str, *, tune: bool) -> Task:
         held = set(draw(patients, len(patients) // 3, 0, "test time", "tune"))
         test = [case for case in train if (case.group or case.case) in held]
         train = [case for case in train if (case.group or case.case) not in held]
-    shifts = TUNED_ON if tune else CORRUPTIONS
-    return Task(name, dataset, train, dict.fromkeys(shifts, unseen(test, train)), len(dataset.class_names))
+    corruptions = dict.fromkeys(TUNED_ON if tune else CORRUPTIONS, unseen(test, train))
+    return Task(name, dataset, train, corruptions, len(dataset.class_names))
 
 
 def unseen(test: list[Case], train: list[Case]) -> list[Case]:
@@ -496,7 +496,7 @@ def main(
     corruptions: tuple[str, ...] | None = None,
     steps: int = STEPS,
     limit: int | None = None,
-    ways: tuple[Literal["single", "flips", "geometric", "intensity", "tent", "generative", "conditioned"], ...] = WAYS,
+    ways: tuple[str, ...] = WAYS,
     views: dict[str, Any] | None = None,
     tune: bool = False,
     workdir: Path = WORKDIR / "test_time",
@@ -522,7 +522,11 @@ def main(
     corruptions = corruptions or tuple(task.test)
     all_kinds = ("colors",) if dataset in SITES else ("geometric", "classical")
     kinds = kinds or all_kinds
-    for name, given, known in (("corruptions", corruptions, task.test), ("kinds", kinds, AUGMENTATIONS)):
+    for name, given, known in (
+        ("corruptions", corruptions, task.test),
+        ("kinds", kinds, AUGMENTATIONS),
+        ("ways", ways, WAYS),
+    ):
         if unknown := set(given) - set(known):
             raise SystemExit(f"{name}: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     scores = measure(
