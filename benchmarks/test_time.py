@@ -87,7 +87,7 @@ GOALS = {"points": 0.5, "clean": -0.1, "ece": 0.8}
 # Generative views by the defaults of GenerativeTTA, and steered by the prediction; chosen with `--tune`.
 # `generative` is what the goals are about; `conditioned` stands beside it.
 GENERATIVE: dict[str, dict[str, Any]] = {
-    "generative": {"strength": 0.3, "randomness": 1.0, "mask": "uncertainty"},
+    "generative": {"strength": 0.3, "randomness": 0.5, "mask": "uncertainty"},
     "conditioned": {"strength": 0.7, "randomness": 0.5, "mask": "uncertainty", "condition_on_prediction": True},
 }
 OF_VIEWS: dict[str, Any] = {

@@ -8,6 +8,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 SPLITS = ("train", "train", "val", "test")
 
@@ -96,8 +97,10 @@ def test_views_of_images_and_volumes_are_made_and_drawn(repository, tmp_path):
     assert 0.2 < before < 1 and 0.2 < after < 1
     assert "26 evaluations an image" in printed and (tmp_path / "views.png").stat().st_size > 5000
     output = tmp_path / "predicted"
-    printed = run(repository, "test_time_3d.py", "--toy", tmp_path / "toy_3d", "--num_views", 2, "--output", output)
-    assert "10 predictions, 16 evaluations, fallback: none" in printed and "affine kept: True" in printed
+    options = ["--num_views", 2, "--mirror", 0, "--output", output]
+    printed = run(repository, "test_time_3d.py", "--toy", tmp_path / "toy_3d", *options)
+    assert "4 predictions, 16 evaluations, fallback: none" in printed and "affine kept: True" in printed
     scan = nib.load(next((tmp_path / "toy_3d" / "synthetic" / "imagesTr").glob("*.nii.gz")))
     for name in ("label", "entropy", "mutual_information"):
         assert nib.load(next(output.glob(f"*_{name}.nii.gz"))).shape == scan.shape
+    assert Image.open(output / "views.png").size[0] > 600

@@ -121,7 +121,7 @@ class GenerativeTTA:
         num_views: int = 10,
         mask: MaskKind = "uncertainty",
         strength: float = 0.3,
-        randomness: float = 1.0,
+        randomness: float = 0.5,
         num_inference_steps: int = 5,
         method: str = "edit_friendly",
         guidance_scale: float | Mapping[str, float] | None = 1.0,
@@ -170,7 +170,7 @@ class GenerativeTTA:
                 "output and inferer: expected none beside a Segmenter, which has its own. Leave them out."
             )
         if method == NULL_TEXT and (
-            (num_inference_steps, randomness, guidance_scale, window) != (5, 1.0, 1.0, None)
+            (num_inference_steps, randomness, guidance_scale, window) != (5, 0.5, 1.0, None)
             or mask in ("attention", "hybrid")
         ):
             raise BadInputError(

@@ -50,7 +50,7 @@ def predict(
     num_views: int = 10,
     mask: MaskKind = "uncertainty",
     strength: float = 0.3,
-    randomness: float = 1.0,
+    randomness: float = 0.5,
     detail: float = 0.0,
     num_inference_steps: int = 5,
     method: str = "edit_friendly",
