@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,21 +221,22 @@ def test_generators_of_other_kinds_make_views_too(
     assert found.views + found.dropped == 4 and bool(torch.isfinite(found.probability).all())
 
 
-def test_a_budget_returns_the_best_so_far(make_generator: Callable[..., Generator]) -> None:
+def test_a_budget_returns_the_best_so_far(
+    make_generator: Callable[..., Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = make_generator(2)
     some = tta(generator, max_evaluations=16, num_views=8)(scan(2))
     assert some.evaluations == 15 and some.views + some.dropped == 6 and "allow 2 views" in some.stopped
     none = tta(generator, max_evaluations=9)(scan(2))
     assert none.evaluations == 0 and "allow no view" in none.fallback and none.segmentations == 4 + 3
 
-    def slow(inputs: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
-        return torch.cat([inputs, -inputs], dim=1)
-
-    late = GenerativeTTA(slow, generator, num_views=500, max_seconds=0.3, geometric=True, precision="fp32")(scan(2))
-    assert "seconds were over" in late.stopped and 4 < late.views < 100 and not late.fallback
-    none = GenerativeTTA(slow, generator, max_seconds=1e-4, geometric=True, precision="fp32")(scan(2))
+    clock = (0.02 * tick for tick in itertools.count())  # every look at it takes some time
+    monkeypatch.setattr("medgen.test_time.augment.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    late = tta(generator, num_views=50, max_seconds=0.31)(scan(2))
+    assert "seconds were over" in late.stopped and late.views == 1 + 16 and not late.fallback
+    none = tta(generator, max_seconds=0.01)(scan(2))
     assert "before the first generative view" in none.fallback and none.evaluations == 0
+    monkeypatch.undo()
     stable = tta(generator, num_views=50, randomness=0.0, detail=1.0, geometric=False, patience=3)(scan(2))
     assert "stayed the same over 3" in stable.stopped and stable.views == 4
     mirrored = tta(generator, num_views=50, randomness=0.0, detail=1.0, patience=3)(scan(2))
