@@ -125,6 +125,11 @@ def test_2d_generators_make_views_of_volumes_slice_by_slice(make_generator: Call
         found = predict(scan(3))
         assert found.label.shape == SHAPES[3]
         assert found.evaluations == SHAPES[3][axis] * (5 + 2 * 5)
+        mask = torch.zeros(SHAPES[3], dtype=torch.bool)
+        mask.select(axis, 3)[:] = True
+        assert predict(scan(3), mask=mask).evaluations == 5 + 2 * 5  # other slices stay as they are
+        changed = (predict.views(scan(3), 1, mask=mask)[0] != scan(3))[0]
+        assert changed.any() and not changed[~mask].any()
 
 
 def test_large_scans_go_through_windows(make_generator: Callable[..., Generator]) -> None:
