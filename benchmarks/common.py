@@ -59,8 +59,10 @@ def _commit() -> str | None:
 
 
 def _command() -> str:
-    """The command line, with paths of this machine told from the repository's folder."""
+    """The command line, with paths told from the repository's folder; where work is kept changes no figure."""
     script, *arguments = sys.argv
+    if "--workdir" in arguments:
+        del arguments[(at := arguments.index("--workdir")) : at + 2]
     words = [os.path.relpath(word, ROOT) if os.path.isabs(word) else word for word in arguments]
     return shlex.join(["python", os.path.relpath(Path(script).resolve(), ROOT), *words])
 

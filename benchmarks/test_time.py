@@ -100,6 +100,9 @@ OF_VIEWS: dict[str, Any] = {
 }
 SEEDS, STEPS = (0,), 1500
 WAYS = ("single", "flips", "geometric", "intensity", "tent", *GENERATIVE)
+# Where the prediction does not steer: on hippocampi it lost 0.2 to 0.9 points with `--tune`; the generator of nuclei
+# knows no classes.
+NOT_STEERED = ("hippocampus3d", "nuclei_dsb2018")
 
 
 @dataclass(frozen=True)
@@ -496,7 +499,7 @@ def main(
     corruptions: tuple[str, ...] | None = None,
     steps: int = STEPS,
     limit: int | None = None,
-    ways: tuple[str, ...] = WAYS,
+    ways: tuple[str, ...] | None = None,
     views: dict[str, Any] | None = None,
     tune: bool = False,
     workdir: Path = WORKDIR / "test_time",
@@ -512,7 +515,7 @@ def main(
         corruptions: Which, by default all; the result is written with all.
         steps: Of each segmenter.
         limit: Most test scans.
-        ways: Which; the result is written with all.
+        ways: Which, by default all (``conditioned`` on cardiac alone); the result is written with all.
         views: Settings of the generative views beside those chosen, to try others; writes no result.
         tune: Test on other training patients; writes no result.
         workdir: Where segmenters and scores are kept.
@@ -522,6 +525,8 @@ def main(
     corruptions = corruptions or tuple(task.test)
     all_kinds = ("colors",) if dataset in SITES else ("geometric", "classical")
     kinds = kinds or all_kinds
+    all_ways = tuple(way for way in WAYS if way != "conditioned" or dataset not in NOT_STEERED)
+    ways = ways or all_ways
     for name, given, known in (
         ("corruptions", corruptions, task.test),
         ("kinds", kinds, AUGMENTATIONS),
@@ -556,7 +561,7 @@ def main(
     table(("", *names), [[way, *(figures[way][name] for name in names)] for way in ways])
     verdicts = {way: compare(clean, shifted, figures, way) for way in ways if way in GENERATIVE}
     asked = (set(corruptions), set(ways), set(kinds), seeds, steps)
-    if tune or limit or views or asked != (set(task.test), set(WAYS), set(all_kinds), SEEDS, STEPS):
+    if tune or limit or views or asked != (set(task.test), set(all_ways), set(all_kinds), SEEDS, STEPS):
         return
     save(
         f"test_time_{dataset}",
@@ -569,7 +574,7 @@ def main(
         kinds=list(kinds),
         steps=steps,
         model=Generator.from_pretrained(model).config.name,
-        views={way: options_of(dataset, way, {}) for way in GENERATIVE},
+        views={way: options_of(dataset, way, {}) for way in ways if way in GENERATIVE},
         ways=figures,
         beside_peers=verdicts,
         goals=GOALS,
