@@ -261,7 +261,7 @@ def _join_lists(function: Any, arguments: Sequence[str]) -> list[str]:
         items = []
         while pending and not pending[0].startswith("--"):
             items.append(pending.pop(0))
-        if len(items) > 1 or (items and items[0][:1] != "[" and items[0] != "null"):
+        if len(items) > 1 or (items and items[0][:1] != "[" and items[0].lower() not in ("null", "true", "false")):
             items = [f"[{','.join(part for item in items for part in item.split(',') if part)}]"]
         words += items
     return words

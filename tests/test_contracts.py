@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -84,6 +88,28 @@ def test_importing_medgen_and_its_command_line_imports_no_heavy_package() -> Non
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"torch", "monai", "diffusers", "accelerate", "numpy", "scipy", "matplotlib", "huggingface_hub"}
     assert heavy.isdisjoint(json.loads(done.stdout))
+
+
+def test_what_is_imported_is_installed_with_medgen(repository: Path) -> None:
+    """Developers have the packages of the tests too, which hide that a user lacks one."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=~!\[ ]", line)[0].lower() for line in project["dependencies"]}
+    # Optional, and said so where they are missing; markupsafe comes with jinja2.
+    spared = {"transformers", "peft", "radiomics", "SimpleITK", "markupsafe", "medgen"}
+    imported = set()
+    for file in (repository / "medgen").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    homes = packages_distributions()
+    missing = {
+        name
+        for name in imported - set(sys.stdlib_module_names) - spared
+        if not {home.lower().replace("_", "-") for home in homes.get(name, [])} & needed
+    }
+    assert not missing
 
 
 def test_public_names_are_these() -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from medgen.provenance import runtime_info, sha256_scan, write_text
 from medgen.synthesis.inputs import SCAN_ENDINGS, list_cases
 from medgen.test_time.aggregate import Combination, Weighting
 from medgen.test_time.augment import NULL_TEXT, GenerativeTTA, Prediction
-from medgen.test_time.masks import MaskKind
 from medgen.test_time.programs import Program, load_program
 from medgen.test_time.segmenter import Output, Segmenter
 from medgen.types import BadInputError, Grid, Sample
@@ -35,6 +34,7 @@ _SETTINGS = "predictions.json"
 _SHOWN = 12  # scans in the picture
 _DECLARED = ("dataset.json", "metadata.csv", "metadata.jsonl", "images")
 Intensities = Literal["file", "unit", "zscore"]
+Region = Literal["uncertainty", "everywhere", "blocks", "hybrid"]  # without words, to which nothing could attend
 
 
 def predict(
@@ -48,7 +48,7 @@ def predict(
     patch_size: list[int] | None = None,
     segmenter_output: Output = "logits",
     num_views: int = 10,
-    mask: MaskKind = "uncertainty",
+    mask: Region = "uncertainty",
     strength: float = 0.3,
     randomness: float = 0.5,
     detail: float = 0.0,
@@ -152,10 +152,11 @@ def predict(
             f"{segmenter}: expected exclusive classes, got a bundle whose postprocessing is a sigmoid. For one class "
             "say segmenter_output='sigmoid'; classes that overlap are not supported."
         )
-    if mask == "attention" or method == NULL_TEXT:
+    if mask not in get_args(Region) or method == NULL_TEXT:
         raise BadInputError(
-            f"mask 'attention' and method {NULL_TEXT!r}: expected others, because both want a text for each scan. Use "
-            "medgen.test_time.GenerativeTTA in Python."
+            f"mask and method: expected a mask of {', '.join(get_args(Region))} and another method than {NULL_TEXT!r}, "
+            f"got {mask!r} and {method!r}. For what wants a text for each scan use medgen.test_time.GenerativeTTA in "
+            "Python."
         )
     if (scaled_window is not None) and program.preprocessing is None:
         raise BadInputError(
@@ -232,7 +233,19 @@ def predict(
         output / "predictions.png",
         title=f"{len(lines)} predictions; beside each scan its entropy",
     )
+    print(_summary(lines, output))
     return lines
+
+
+def _summary(lines: Sequence[dict[str, Any]], output: Path) -> str:
+    """What came of all scans, and what of that was not as asked for."""
+    said = [f"{len(lines)} prediction{'s' if len(lines) != 1 else ''} in {output}"]
+    for name, what in (("fallback", "by geometric views alone"), ("stopped", "by fewer views")):
+        reasons = [line[name] for line in lines if line[name]]
+        if reasons:
+            more = ", among other reasons" if len(set(reasons)) > 1 else ""
+            said.append(f"  {len(reasons)} of them {what}: {reasons[0]}{more}")
+    return "\n".join(said)
 
 
 def _find_scans(folder: Path, channels: int) -> dict[str, list[Path]]:
@@ -356,7 +369,7 @@ def _describe(made: Prediction, grid: Grid) -> dict[str, Any]:
 
 
 def _claim(output: Path, parts: list[Any], *, overwrite: bool) -> str:
-    """Refuse to add to predictions of other settings."""
+    """Refuse to add to predictions of other settings; a run that has finished no scan leaves none."""
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -365,7 +378,7 @@ def _claim(output: Path, parts: list[Any], *, overwrite: bool) -> str:
     except OSError as error:
         raise BadInputError(f"{output}: expected a folder to write to, got: {error}. Choose another.") from error
     if found != identity:
-        if not overwrite:
+        if not overwrite and _read_lines(output / RECORDS):
             raise BadInputError(
                 f"{output}: expected a folder without predictions of another model, segmenter or settings, got some. "
                 "Choose another output folder, or pass --overwrite."

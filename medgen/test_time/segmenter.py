@@ -63,19 +63,26 @@ class Segmenter:
             ``(K, H, W[, D])`` float32 on the CPU, sums of 1.
 
         Raises:
-            BadInputError: If what the network gives does not fit the scan or is no such output.
+            BadInputError: If the network does not take the scan, or what it gives does not fit it or is no such output.
             MemoryError: If the scan is too large for the network and there is no inferer.
         """
         self.calls += 1
         inputs = image[None].to(self._device())
         try:
             given = self.network(inputs) if self.inferer is None else self.inferer(inputs, self.network)
-        except (MemoryError, RuntimeError) as error:
+        except BadInputError:
+            raise
+        except (MemoryError, RuntimeError, ValueError) as error:
             if not is_out_of_memory(error):
-                raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                raise BadInputError(
+                    f"segmenter: expected a network that takes inputs of shape {tuple(inputs.shape)}, batch and "
+                    f"channels first, got from it: {reason} Give one of these channels and dimensions, or an inferer "
+                    "(medgen predict: --patch_size)."
+                ) from error
             raise MemoryError(
                 f"segmenter: expected memory for a scan of {tuple(image.shape[1:])} voxels, got too little. Give an "
-                "inferer, such as monai.inferers.SlidingWindowInferer(roi_size=...)."
+                "inferer, such as monai.inferers.SlidingWindowInferer(roi_size=...) (medgen predict: --patch_size)."
             ) from error
         if isinstance(given, (list, tuple)):
             given = given[0]
@@ -85,7 +92,8 @@ class Segmenter:
         if scores.ndim != image.ndim + 1 or len(scores) != 1 or scores.shape[2:] != image.shape[1:]:
             raise BadInputError(
                 f"segmenter: expected an output (1, K, {', '.join(map(str, image.shape[1:]))}) for this scan, got "
-                f"{tuple(scores.shape)}. Give a network that keeps the grid, or an inferer."
+                f"{tuple(scores.shape)}. Give a network that keeps the grid, or an inferer, such as "
+                "monai.inferers.SlidingWindowInferer(roi_size=...) (medgen predict: --patch_size)."
             )
         return self._probabilities(scores[0])
 
@@ -111,13 +119,13 @@ class Segmenter:
         if len(scores) < 2:
             raise BadInputError(
                 "segmenter: expected two classes or more, the background included, got one channel. For the logit of "
-                "one class say output='sigmoid'."
+                "one class say output='sigmoid' (medgen predict: --segmenter_output sigmoid)."
             )
         if self.output == "logits":
             if shares and off <= 1e-3:
                 raise BadInputError(
                     "segmenter: expected logits, got numbers in [0, 1] that sum to 1 over the classes. Say "
-                    "output='probabilities'."
+                    "output='probabilities' (medgen predict: --segmenter_output probabilities)."
                 )
             return scores.softmax(dim=0)
         if not shares or off > 1e-2:

@@ -102,6 +102,48 @@ def test_the_command_writes_labels_uncertainty_lines_and_pictures(
     assert len((output / RECORDS).read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(("said", "axes"), [("true", 3), ("True", 3), ("false", 0), ("[0]", 1), ("0,2", 2)])
+def test_mirror_axes_as_the_help_says_them(
+    said: str, axes: int, model: Path, script: Path, scans: Path, tmp_path: Path
+) -> None:
+    (scans / "case_1.nii.gz").unlink()
+    command = f"predict --model {model} --segmenter {script} --input {scans} --output {tmp_path / 'out'}"
+    assert main(f"{command} --intensities unit --num_views 1 --device cpu --geometric {said}".split()) == 0
+    line = json.loads((tmp_path / "out" / RECORDS).read_text())
+    assert line["segmentations"] == 2**axes + 1
+
+
+def test_the_last_words_say_what_was_not_as_asked_for(
+    model: Path, script: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(str(model), script, scans, tmp_path / "all", intensities="unit", **QUICK)
+    assert capsys.readouterr().out.strip() == f"2 predictions in {tmp_path / 'all'}"
+    predict(str(model), script, scans, tmp_path / "few", intensities="unit", max_evaluations=1, **QUICK)
+    assert "2 of them by geometric views alone: 1 evaluations allow no view" in capsys.readouterr().out
+
+
+def test_a_run_without_any_prediction_does_not_stand_in_the_way(model: Path, scans: Path, tmp_path: Path) -> None:
+    path, odd = tmp_path / "unet.ts", nib.Nifti1Image(volume(0)[:11], np.eye(4))
+    nib.save(odd, scans / "a_odd.nii.gz")
+    torch.jit.script(UNet(3, 1, 3, (4, 8), (2,))).save(str(path))
+    with pytest.raises(BadInputError, match=r"keeps the grid, or an inferer.* --patch_size"):
+        predict(str(model), path, scans, tmp_path / "out", **QUICK)
+    found = predict(str(model), path, scans, tmp_path / "out", patch_size=[8, 8, 8], **QUICK)
+    assert len(found) == 3
+    with pytest.raises(BadInputError, match="predictions of another model, segmenter or settings"):
+        predict(str(model), path, scans, tmp_path / "out", patch_size=[8, 8, 8], seed=1, **QUICK)
+
+
+@pytest.mark.parametrize(("dims", "channels"), [(2, 1), (3, 2)])
+def test_segmenters_of_another_dimension_or_channel_count_are_refused(
+    dims: int, channels: int, model: Path, scans: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "unet.ts"
+    torch.jit.script(UNet(dims, channels, 3, (4, 8), (2,))).save(str(path))
+    with pytest.raises(BadInputError, match=r"takes inputs of shape \(1, 1, 12, 10, 14\).*channels and dimensions"):
+        predict(str(model), path, scans, tmp_path / "out", **QUICK)
+
+
 def test_an_interrupted_run_goes_on(model: Path, script: Path, scans: Path, tmp_path: Path) -> None:
     output = tmp_path / "predictions"
     whole = predict(str(model), script, scans, output, intensities="unit", **QUICK)
@@ -218,8 +260,8 @@ def test_what_is_no_segmenter_is_refused(model: Path, scans: Path, tmp_path: Pat
     script = tmp_path / "seg.ts"
     torch.jit.script(Bright()).save(str(script))
     for options, words in (
-        ({"mask": "attention"}, "want a text for each scan"),
-        ({"method": "null_text"}, "want a text for each scan"),
+        ({"mask": "attention"}, "wants a text for each scan"),
+        ({"method": "null_text"}, "wants a text for each scan"),
         ({"scaled_window": (0.0, 1.0)}, "scaled_window: expected none"),
     ):
         with pytest.raises(BadInputError, match=words):
