@@ -18,6 +18,14 @@ _NOISE = re.compile(
     flags=re.MULTILINE,
 )
 _KEY = re.compile(r"(?:Parser|Configuration) key \"([^\"]+)\":")
+_EXPECTED = re.compile(r"Expected (.*?)(?:\. Got value: (.*?))?(?:$| - (?=Expected ))")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "values by name such as {name: value}",
+}
 # Longer values are whole sections.
 _LONGEST_VALUE = 80
 
@@ -34,18 +42,21 @@ def explain_parser_error(message: str) -> str:
     text = _NOISE.sub("", message)
     key = ".".join(_KEY.findall(text))
     reason = " ".join(_KEY.sub("", text).split()).lstrip("- ").rstrip(".")
-    reason = re.sub(r"Expected (?:an? )?(.*?)\. Got value: ", r"expected \1, got ", _plain_types(reason))
-    reason = re.sub(r"Expected a dot import path string: ", "expected a YAML file or values, got ", reason)
-    reason = re.sub(r"^Expected an? ", "expected ", reason)
-    given = re.search(r"^\s*Given value: (.*)$", message, flags=re.MULTILINE)
-    if reason.startswith("expected ") and "got" not in reason and given and len(given[1]) <= _LONGEST_VALUE:
-        reason = f"{reason}, got {given[1]}"
+    reason = reason.replace("Expected a dot import path string: ", "Expected a YAML file or values. Got value: ")
+    # Of a value that may be of several types there is one for each; a part that is wrong has its own value.
+    found = _EXPECTED.findall(_plain_types(reason))
+    if reason.startswith("Expected ") and found:
+        given = re.search(r"^\s*Given value: (.*)$", message, flags=re.MULTILINE)
+        got = next((value for _, value in found if value), given[1] if given else "")
+        reason = "expected " + " or ".join(dict.fromkeys(kind for kind, _ in found))
+        reason += f", got {got}" if 0 < len(got) <= _LONGEST_VALUE else ""
     return f"{key}: {reason}" if key else reason
 
 
 def _plain_types(text: str) -> str:
-    """It with `int` for `<class 'int'>` and `one of [...]` for a `Literal`."""
-    return re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+    """It with `a number` for `a <class 'float'>`, `2 values` for a tuple and `one of [...]` for a `Literal`."""
+    text = re.sub(r"(?:an? )?<class\s+'(?:\w+\.)*(\w+)'>", lambda found: _TYPES.get(found[1], found[1]), text)
+    return re.sub(r"a tuple with (\d+) elements", r"\1 values", text).replace("a typing.Literal", "one of ")
 
 
 def explain_function(function: Any) -> str:
@@ -78,8 +89,7 @@ def explain_argument(text: str, hint: Any, default: Any, *, required: bool) -> s
     notes = ["required"] if required else []
     notes += [words] if (words := _words(hint)) else []
     notes += [f"default: {shown}"] if not required and default is not None and default is not False else []
-    full = f"{_without_quotes(text)} ({'; '.join(notes)})" if notes else _without_quotes(text)
-    return full.replace("%", "%%")
+    return f"{_without_quotes(text)} ({'; '.join(notes)})" if notes else _without_quotes(text)
 
 
 def plain_usage(text: str) -> str:

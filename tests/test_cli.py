@@ -64,6 +64,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         stages: tuple[Literal["autoencoder", "denoiser"], ...] = ("autoencoder", "denoiser"),
         device: Literal["auto", "cpu"] = "auto",
         seed: int = 0,
+        scale: float | dict[str, float] | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        kind: Literal["a", "b"] | None = None,
     ) -> None:
         """Learn from a folder.
 
@@ -75,6 +78,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
             stages: What to train.
             device: Where.
             seed: Root of all random draws.
+            scale: For all, or by name.
+            interval: From and to.
+            kind: Which.
         """
         if received and "raise" in received[0]:
             raise received.pop()["raise"]
@@ -140,7 +146,7 @@ def test_a_plan_is_read_from_a_file_and_the_line_overrides_it(
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("plan: {denoiser: {batch_size: many}}\n", "plan.denoiser.batch_size: expected int, got many. See"),
+        ("plan: {denoiser: {batch_size: many}}\n", "plan.denoiser.batch_size: expected a whole number, got many. See"),
         ("plan: {denoiser: {batchsize: 2}}\n", "unknown key 'batchsize'. Did you mean 'batch_size'?"),
         ("plan: {size: [0, 8]}\n", "size: expected at least 1 voxel per axis, got (0, 8)."),
         ("other: {0: 1}\n", "expected the key `plan` with values below it, got none."),
@@ -166,8 +172,8 @@ def test_a_bad_plan_file_is_one_line_that_names_file_and_key(
     [
         ("dta: a\n", "unknown key 'dta'. Did you mean 'data'?"),
         ("plan: {denoiser: {batchsize: 2}}\n", "unknown key 'batchsize'. Did you mean 'batch_size'?"),
-        ("seed: many\n", "seed: expected int, got many."),
-        ("plan: {denoiser: {batch_size: many}}\n", "plan.denoiser.batch_size: expected int, got many. See"),
+        ("seed: many\n", "seed: expected a whole number, got many."),
+        ("plan: {denoiser: {batch_size: many}}\n", "plan.denoiser.batch_size: expected a whole number, got many. See"),
         ("plan: [\n", "Problems parsing config"),
         ("plan: {size: [0, 8]}\n", "size: expected at least 1 voxel per axis, got (0, 8)."),
     ],
@@ -192,6 +198,11 @@ def test_a_bad_config_file_is_one_line_that_names_file_and_key(
         (["--dry-run"], "medgen train: unknown key 'dry-run'. Did you mean 'dry_run'?"),
         (["--plan.denoiser.batchsize", "1"], "Did you mean 'batch_size'?"),
         (["--device", "gpu"], "device: expected one of ['auto', 'cpu'], got gpu."),
+        (["--scale", "big"], "scale: expected a number or values by name such as {name: value}, got big. See"),
+        (["--scale", "{mask: big}"], "scale: expected a number, got big. See"),
+        (["--interval", "[1]"], "interval: expected 2 values, got [1]. See"),
+        (["--interval", "[0, b]"], "interval: expected a number, got b. See"),
+        (["--kind", "c"], "kind: expected one of ['a', 'b'], got c. See"),
         (["--config", "absent.yaml"], "absent.yaml: expected a YAML file, got no such file."),
         (["--plan", "3"], "medgen train: plan: expected a YAML file or values, got 3."),
         (["--plan", "absent.yaml"], "absent.yaml: expected a YAML file, got no such file."),
@@ -278,7 +289,7 @@ def test_help_explains_every_argument_in_the_words_of_the_docstring(name: str) -
 def test_help_is_in_words_and_holds_no_python(name: str) -> None:
     text = cli.command_parser(name).format_help()
     found = re.findall(
-        r"`|\bnull\b|Optional|Literal|Sequence|\bPath\b|\bbool\b|\bint\b|type:|\{true|ITEM|--\w+\+", text
+        r"%%|`|\bnull\b|Optional|Literal|Sequence|\bPath\b|\bbool\b|\bint\b|type:|\{true|ITEM|--\w+\+", text
     )
     assert not found
 
