@@ -130,7 +130,7 @@ class DenoiserPlan(DiffusionPlan):
 
 @dataclass
 class TuningPlan:
-    """How a finished model is trained further.
+    """How the denoiser of a finished model is trained further; its control branches steer it and stay as they are.
 
     Attributes:
         lora_rank: Rank of the low-rank changes that are learned (Hu et al. 2022, arXiv:2106.09685), which take little

@@ -1,4 +1,4 @@
-"""A control branch on a finished model: what is planned from the model, and what is trained."""
+"""Training on a finished model, a control branch or the model itself: what is planned from it, and what learns."""
 
 from __future__ import annotations
 
@@ -25,21 +25,33 @@ _TUNING_RATE = 1e-4
 
 
 class ControlledDenoiser(nn.Module):
-    """A frozen denoiser and the branch that learns to steer it, called as a denoiser is.
+    """A denoiser with control branches, called as a denoiser is: a branch learns, or the denoiser does.
 
-    Gradients reach the branch through the second half of the base, so that its activations would be kept on top of the
-    branch's own: more than training the whole base keeps. Both therefore recompute theirs in the backward pass.
+    Gradients reach a branch through the second half of the base, so that its activations would be kept on top of the
+    branch's own: more than training the whole base keeps. Both therefore recompute theirs in the backward pass. A base
+    that is tuned learns with what its branches add, as it will be used; they need no backward pass.
 
     Args:
-        base: Stays as it is.
-        control: Learns.
+        base: Stays as it is, unless it is tuned.
+        *controls: The branch that learns; or all branches of a base that is tuned, which stay as they are.
+        tunes_base: Whether the base learns.
     """
 
-    def __init__(self, base: AnyDenoiser, control: AnyControl) -> None:
+    def __init__(self, base: AnyDenoiser, *controls: AnyControl, tunes_base: bool = False) -> None:
         super().__init__()
-        self.base, self.control = base.requires_grad_(False), control
-        for network in (base, control):
+        self.base, self.controls, self.tunes_base = base, nn.ModuleList(controls), tunes_base
+        self.reads: list[str] = [control.config["condition"] for control in controls]
+        if tunes_base:
+            self.controls.requires_grad_(False)
+            return
+        base.requires_grad_(False)
+        for network in (base, *controls):
             network.checkpoint_blocks()
+
+    @property
+    def learner(self) -> nn.Module:
+        """The network that learns."""
+        return self.base if self.tunes_base else self.controls[0]
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -47,7 +59,9 @@ class ControlledDenoiser(nn.Module):
         return self.base.config
 
     def checkpoint_blocks(self) -> None:
-        """Nothing to do: both recompute their activations as it is."""
+        """Recompute activations of a base that is tuned; a branch that learns and its base do so as it is."""
+        if self.tunes_base:
+            self.base.checkpoint_blocks()
 
     def forward(
         self,
@@ -57,10 +71,14 @@ class ControlledDenoiser(nn.Module):
         augmented: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Output of the steered base, as :meth:`medgen.networks.Denoiser.forward`."""
-        residuals = self.control(x, timesteps, conditions, augmented)
+        residuals = [
+            control(x, timesteps, conditions, augmented)
+            for name, control in zip(self.reads, self.controls, strict=True)
+            if name in conditions or not self.tunes_base  # what learns takes part in every step
+        ]
         built_in = self.base.condition_shapes(x.shape[2:])
         parts = {name: part for name, part in conditions.items() if name in built_in}
-        return self.base(x, timesteps, parts, augmented, residuals=[residuals])
+        return self.base(x, timesteps, parts, augmented, residuals=residuals)
 
 
 def new_control(base: AnyDenoiser, condition: str, num_classes: int) -> AnyControl:

@@ -96,7 +96,7 @@ class DenoiserStage:
 
     Args:
         name: ``"denoiser"``, ``"label"``, ``"control"`` or ``"tuning"``.
-        denoiser: The network; of a controlled one only the control learns.
+        denoiser: The network; of one with control branches only its ``learner`` learns.
         plan: Rates, sizes, dropout.
         objective: What it predicts.
         train: Files of the variant cache to learn from.
@@ -130,10 +130,10 @@ class DenoiserStage:
         self.can_save_memory = not plan.gradient_checkpointing
         layout = memory_format(denoiser.config["spatial_dims"])
         self.denoiser: nn.Module = denoiser.to(accelerator.device, memory_format=layout).train()  # type: ignore[call-overload]
-        self.averaged: nn.Module = denoiser.control if isinstance(denoiser, ControlledDenoiser) else denoiser
+        self.averaged: nn.Module = denoiser.learner if isinstance(denoiser, ControlledDenoiser) else denoiser
         encoder = steering.text_encoder
         if encoder is not None and is_trained(encoder.to(accelerator.device)):
-            self.averaged = nn.ModuleDict({"denoiser": self.denoiser, "text_encoder": encoder})
+            self.averaged = nn.ModuleDict({"denoiser": self.averaged, "text_encoder": encoder})
         self.networks: dict[str, nn.Module] = {"denoiser": self.averaged}
         weights = [parameter for parameter in self.averaged.parameters() if parameter.requires_grad]
         self.optimizers: dict[str, torch.optim.Optimizer] = {

@@ -60,7 +60,8 @@ def train(
             mask. Each may be left out at synthesis. Scans without a label map are used where more than masks steer.
         base: Finished model to go on from: folder, embedded name or Hub id, also of a Stable Diffusion 1.x or 2.x
             pipeline. For mask or edge, if that does not steer it yet, a control branch is trained while the model stays
-            as it is; again with the other, it gets a second one. For conditions that it has, it is tuned to the scans.
+            as it is; again with the other, it gets a second one. For conditions that it has, it is tuned to the scans:
+            its denoiser learns, beside its control branches, which stay as they are.
         lora_rank: Tune the base by low-rank changes of this rank, which take less memory and are also saved on their
             own in the folder lora/; by default all weights of its denoiser are tuned.
         stages: Which stages to run; what a stage needs from an earlier one must be there.

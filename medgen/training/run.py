@@ -323,13 +323,15 @@ class Run:
     def _tune(self, generator: Generator) -> None:
         tuning = self.plan.tuning
         denoiser = generator.denoiser.requires_grad_(True)
+        branches = [generator.controls[name] for name in sorted(generator.controls)]
+        steered = ControlledDenoiser(denoiser, *branches, tunes_base=True) if branches else denoiser
         if tuning is None or tuning.lora_rank is None:
-            self._train_denoiser("tuning", denoiser, self.plan.denoiser, generator)
+            self._train_denoiser("tuning", steered, self.plan.denoiser, generator)
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "lora", "weights"))
             add_lora(denoiser, tuning.lora_rank, tuning.lora_targets or None)
-        self._train_denoiser("tuning", denoiser, self.plan.denoiser, generator, saves=False)
+        self._train_denoiser("tuning", steered, self.plan.denoiser, generator, saves=False)
         if self.accelerator.is_main_process:
             save_lora(denoiser, self.folder / "lora")
             merge_lora(denoiser)

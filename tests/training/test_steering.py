@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scipy import ndimage
 
 from medgen.conditions.assemble import assemble
 from medgen.conditions.attributes import Attribute
+from medgen.conditions.condition import Condition
 from medgen.conditions.edge import EdgeSettings
 from medgen.conditions.mask import class_distances
 from medgen.data.dataset import read_dataset
@@ -26,7 +28,7 @@ from medgen.planning import ConditionsPlan, DenoiserPlan, TextPlan, choose_condi
 from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.training.cache import CachedScan
-from medgen.training.control import plan_on
+from medgen.training.control import ControlledDenoiser, plan_on
 from medgen.training.denoiser import DenoiserStage, balance_draws
 from medgen.training.steering import Steering, build_text_encoder
 from medgen.types import BadInputError
@@ -247,6 +249,79 @@ def test_a_model_is_tuned_by_what_steers_it(folder, tmp_path, tiny_plan, rank):
     assert (len(changed) < len(before) / 2) == (rank is not None)  # low-rank changes touch the attention alone
     assert (tmp_path / "tuned" / "lora").is_dir() == (rank is not None)
     assert torch.equal(base.text_encoder.positions, made.text_encoder.positions)  # as planned: the words stay
+
+
+@pytest.fixture(scope="module")
+def branched(folder, tmp_path_factory, tiny_plan) -> Path:
+    """A model that label maps steer, with a branch for edges."""
+    root = tmp_path_factory.mktemp("branched")
+    train(folder, root / "base", plan=_steered(tiny_plan, ConditionsPlan(), label=None), device="cpu")
+    return train(folder, root / "run", conditions=["edge"], base=str(root / "base"), max_steps=4, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "rank"), [(["mask", "edge"], None), (["mask"], None), (["edge"], None), (["mask", "edge"], 2)]
+)
+def test_a_model_with_a_branch_is_tuned_and_keeps_it(folder, branched, tmp_path, conditions, rank):
+    if rank:
+        pytest.importorskip("peft")
+    words = {"conditions": conditions, "base": str(branched), "lora_rank": rank, "max_steps": 3, "device": "cpu"}
+    tuned = train(folder, tmp_path / "tuned", **words)
+    before, after = Generator.from_pretrained(branched), Generator.from_pretrained(tuned)
+    assert after.conditions == before.conditions == ("mask", "edge")
+    changed = [
+        {name for name, weight in new.state_dict().items() if not torch.equal(weight, old.state_dict()[name])}
+        for new, old in ((after.denoiser, before.denoiser), (after.controls["edge"], before.controls["edge"]))
+    ]
+    assert {name for name in before.denoiser.state_dict() if name.endswith("to_q.weight")} <= changed[0]
+    assert not changed[1]
+    records = synthesize(
+        tmp_path / "out",
+        model=str(tuned),
+        labels=folder / "labels",
+        edges=folder / "images",
+        num_samples=1,
+        num_inference_steps=2,
+        device="cpu",
+    )
+    assert len(records) == 1
+
+
+def test_what_is_tuned_learns_beside_the_branch_as_it_is_used(branched):
+    made = Generator.from_pretrained(branched)
+    draw = torch.Generator().manual_seed(0)
+    parts = {"mask": torch.rand(2, 2, 16, 16, generator=draw), "edge": torch.rand(2, 2, 16, 16, generator=draw)}
+    x, t = torch.randn(2, 2, 8, 8, generator=draw), torch.tensor([500.0, 500.0])
+    steered = ControlledDenoiser(made.denoiser, *made.controls.values(), tunes_base=True)
+    outputs = []
+    for names in ((), ("mask",), ("edge",), ("mask", "edge")):
+        given = {name: parts[name] for name in names}
+        outputs.append(steered(x, t, given))
+        assert torch.equal(outputs[-1], made.denoise(x, t, Condition(given)))
+    assert not torch.equal(outputs[1], outputs[3])  # the branch adds something
+    outputs[3].square().mean().backward()
+    assert all(weight.grad is not None for weight in made.denoiser.parameters())
+    assert all(weight.grad is None for weight in made.controls["edge"].parameters())
+
+
+def test_a_model_with_a_branch_follows_new_scans_after_tuning(branched, tmp_path):
+    data = tmp_path / "data"
+    for name in ("images", "labels"):
+        (data / name).mkdir(parents=True)
+    rows, columns = np.indices((16, 16))
+    for index in range(6):
+        label = (abs(rows - 7) < 4) & (abs(columns - 5 - index % 3) < 3)
+        stripes = 120 + 100 * (-1.0) ** columns * ~label
+        Image.fromarray(stripes.astype(np.uint8)).save(data / "images" / f"scan_{index}.png")
+        Image.fromarray(label.astype(np.uint8)).save(data / "labels" / f"scan_{index}.png")
+    plan = plan_on(Generator.from_pretrained(branched), read_dataset(data), ["mask", "edge"], device="cpu")
+    quick = dataclasses.replace(plan.denoiser, batch_size=4, variants=1, learning_rate=3e-3, ema_decay=0.9)
+    losses = []
+    for steps in (1, 60):
+        plan = dataclasses.replace(plan, denoiser=dataclasses.replace(quick, steps=steps), precision="fp32")
+        run = train(data, tmp_path / str(steps), plan=plan, base=str(branched), device="cpu")
+        losses.append(json.loads((run / "logs" / "tuning.jsonl").read_text().splitlines()[-1])["val_loss"])
+    assert losses[1] < 0.7 * losses[0]  # of scans with their labels and edges
 
 
 def test_a_model_is_adapted_to_scans_without_labels_and_learns_to_know_them(folder, tmp_path, tiny_plan):
