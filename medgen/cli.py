@@ -7,7 +7,9 @@ import errno
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -124,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = _root_parser().parse_args(arguments[:1]).command
     try:
-        return _run(name, arguments[1:])
+        with _notes():
+            return _run(name, arguments[1:])
     except KeyboardInterrupt:
         print(f"\nmedgen {name}: stopped. {COMMANDS[name].resume}", file=sys.stderr)
         return 130
@@ -232,6 +235,26 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             raise
         return _fail(name, f"{error.filename or 'output'}: {error.strerror}. {command.resume}")
     return 0
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Print medgen's own warnings as plain lines, without the place in the code that Python names with each."""
+    package, show_warning = Path(medgen.__file__).parent, warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        if category is not UserWarning or not Path(filename).is_relative_to(package):
+            show_warning(message, category, filename, lineno, file, line)
+            return
+        from tqdm import tqdm
+
+        tqdm.write(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _function(name: str) -> Any:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -270,6 +271,27 @@ def test_a_defect_keeps_its_traceback(error: Exception, calls: list[dict[str, ob
     calls.append({"raise": error})
     with pytest.raises(type(error)):
         cli.main(REQUIRED)
+
+
+def test_a_warning_of_medgen_is_a_plain_line_and_others_keep_their_place(
+    calls: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(data: Path, output: Path) -> None:
+        """Learn."""
+        for file, kind in ((cli.__file__, UserWarning), (cli.__file__, RuntimeWarning), (__file__, UserWarning)):
+            warnings.warn_explicit("some scans\n  are odd", kind, file, 7)
+
+    monkeypatch.setattr(sys.modules["stand_in"], "train", train)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        assert cli.main(REQUIRED) == 0
+        assert warnings.showwarning is before
+    assert capsys.readouterr().err == "note: some scans are odd\n"
+    assert [(each.category, each.filename) for each in caught] == [
+        (RuntimeWarning, cli.__file__),
+        (UserWarning, __file__),
+    ]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

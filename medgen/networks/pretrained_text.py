@@ -124,11 +124,9 @@ class PretrainedTextEncoder(nn.Module):
         Raises:
             BadInputError: If a text is empty or too long.
         """
-        room = self.length - self.tokenizer.num_special_tokens_to_add()
         for text in check_texts(texts, empty=self.keep_padding):
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            if len(ids) > room:
-                refuse_or_warn(text, self.tokenizer.decode(ids[room:]), self.length, truncate)
+            if cut := self.cut(text):
+                refuse_or_warn(text, cut, self.length, truncate)
         tokens = self.tokenizer(
             list(texts),
             padding="max_length" if self.keep_padding else "longest",
@@ -144,6 +142,19 @@ class PretrainedTextEncoder(nn.Module):
             embedded = embedded.masked_fill(mask[..., None] == 0, 0.0)
             embedded = F.pad(embedded, (0, 0, 0, self.length - embedded.shape[1]))
         return embedded if device is None else embedded.to(device)
+
+    def cut(self, text: str) -> str:
+        """End of a text for which there is no room.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            Its last tokens as text; empty where all of it is read.
+        """
+        room = self.length - self.tokenizer.num_special_tokens_to_add()
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return str(self.tokenizer.decode(ids[room:])) if len(ids) > room else ""
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights as safetensors, the configuration and the tokenizer, for :meth:`from_folder` and transformers.

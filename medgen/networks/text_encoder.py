@@ -15,7 +15,9 @@ from torch import nn
 from medgen.networks.vocabulary import FIRST_WORD, PAD, Vocabulary
 from medgen.types import BadInputError
 
-_SHOWN = 60  # characters of a text that a message quotes
+_SHOWN = 40  # characters of a text that a message quotes
+# A suggestion shares so much with an unknown word (Ratcliff and Metzener 1988); shorter words are all alike.
+_ALIKE, _SHORTEST = 0.8, 4
 
 
 class ReadsText(Protocol):
@@ -33,6 +35,9 @@ class ReadsText(Protocol):
         self, texts: Sequence[str], *, device: torch.device | str | None = None, truncate: bool = False
     ) -> torch.Tensor:
         """Embed texts to ``(B, length, width)``, zeros at padding, as :meth:`TextEncoder.encode`."""
+
+    def cut(self, text: str) -> str:
+        """End of a text for which there is no room, as :meth:`TextEncoder.cut`."""
 
 
 class TextEncoder(ModelMixin, ConfigMixin):
@@ -123,18 +128,30 @@ class TextEncoder(ModelMixin, ConfigMixin):
                 refuse_or_warn(text, " ".join(tokens.cut), self.length, truncate)
             if not (tokens.ids >= FIRST_WORD).any():
                 raise BadInputError(
-                    f"text {_short(text)}: expected words that the text encoder knows, got none. "
+                    f"text {shorten(text)}: expected words that the text encoder knows, got none. "
                     f"It knows {len(self.vocabulary.words)}, such as {', '.join(self.vocabulary.words[:20])}."
                 )
         unknown = dict.fromkeys(word for tokens in found for word in tokens.unknown)
         if unknown:
             known = [word for word in self.vocabulary.words if not word.isdecimal()]
-            close = {word: get_close_matches(word, known, n=1) for word in unknown}
-            named = [f"{word} (did you mean {near[0]}?)" if near else word for word, near in close.items()]
+            long = [word for word in unknown if len(word) >= _SHORTEST]
+            close = {word: get_close_matches(word, known, n=1, cutoff=_ALIKE) for word in long}
+            named = [f"{word} (did you mean {close[word][0]}?)" if close.get(word) else word for word in unknown]
             warnings.warn(f"words that the text encoder does not know: {', '.join(named)}", stacklevel=2)
         ids = torch.stack([tokens.ids for tokens in found]).to(self.positions.device)
         embedded: torch.Tensor = self(ids)
         return embedded if device is None else embedded.to(device)
+
+    def cut(self, text: str) -> str:
+        """End of a text for which there is no room.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            Its last words; empty where all of it is read.
+        """
+        return " ".join(self.vocabulary.tokenize(text, self.length).cut)
 
 
 @torch.no_grad()
@@ -198,11 +215,19 @@ def refuse_or_warn(text: str, cut: str, length: int, truncate: bool) -> None:
     """
     if not truncate:
         raise BadInputError(
-            f"text {_short(text)}: expected at most the {length} tokens that the text encoder takes, got more: "
-            f"{cut!r} would be cut. Shorten it, or allow the cut with truncate=True."
+            f"text {shorten(text)}: expected at most the {length} tokens that the text encoder takes, got more: "
+            f"{shorten(cut)} would be cut. Shorten it, or allow the cut with truncate=True."
         )
-    warnings.warn(f"text {_short(text)} is too long for the text encoder: {cut!r} is cut", stacklevel=3)
+    warnings.warn(f"text {shorten(text)} is too long for the text encoder: {shorten(cut)} is cut", stacklevel=3)
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+    """Quote a text in a message.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Its beginning in quotation marks.
+    """
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")

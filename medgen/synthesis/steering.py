@@ -105,8 +105,7 @@ def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncat
     try:
         encode_unique(generator.text_encoder, texts, truncate=truncate)
     except BadInputError as error:
-        remedy = "" if truncate else " At synthesis that is --truncate_prompts."
-        raise BadInputError(f"prompts: {error}{remedy if 'truncate=True' in str(error) else ''}") from error
+        raise BadInputError(f"prompts: {error}".replace("truncate=True", "--truncate_prompts")) from error
 
 
 def check_settings(generator: Generator, settings: SamplingSettings, *, generate: bool) -> None:

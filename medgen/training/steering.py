@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from medgen.conditions.assemble import assemble
 from medgen.conditions.condition import Condition, join
 from medgen.networks import PretrainedTextEncoder, TextEncoder, Vocabulary, encode_unique
+from medgen.networks.text_encoder import shorten
 from medgen.planning import SMALL_ENCODER, ConditionsPlan, TextPlan
 from medgen.seeding import derive_seed, stream
 from medgen.training.cache import CachedScan
@@ -38,12 +40,15 @@ class Steering:
         self.plan, self.num_classes, self.text_encoder = plan, num_classes, text_encoder
         self.scans = {scan.case: scan for scan in scans}
         texts = [scan.text for scan in scans if scan.text] if text_encoder else []
+        _tell_cut(text_encoder, texts)
         self.ids: dict[str, torch.Tensor] = {}
         self.frozen: dict[str, torch.Tensor] = {}
         if isinstance(text_encoder, TextEncoder):
             self.ids = {text: text_encoder.vocabulary.tokenize(text, text_encoder.length).ids for text in set(texts)}
         elif text_encoder is not None and not is_trained(text_encoder):
-            self.frozen = encode_unique(text_encoder, sorted(texts), truncate=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is cut is told
+                self.frozen = encode_unique(text_encoder, sorted(texts), truncate=True)
 
     def read(self, case: str, tensors: Mapping[str, torch.Tensor], seed: int | None) -> tuple[Condition, str]:
         """What is known of one version of a scan.
@@ -108,7 +113,20 @@ class Steering:
             return torch.stack([self.frozen[text] for text in texts]).to(device)
         if self.text_encoder is None:
             raise ValueError("expected a text encoder, got none")
-        return self.text_encoder.encode(texts, device=device, truncate=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is cut is told
+            return self.text_encoder.encode(texts, device=device, truncate=True)
+
+
+def _tell_cut(encoder: AnyTextEncoder | None, texts: Sequence[str]) -> None:
+    """Warn once of all texts of which only the beginning is learned from."""
+    cut = [text for text in texts if encoder is not None and encoder.cut(text)]
+    if encoder is not None and cut:
+        warnings.warn(
+            f"{len(cut)} of {len(texts)} texts are longer than the {encoder.length} tokens that the text encoder takes "
+            f"and are cut; e.g. {shorten(cut[0])}",
+            stacklevel=3,
+        )
 
 
 def is_trained(encoder: nn.Module) -> bool:

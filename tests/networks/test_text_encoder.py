@@ -114,6 +114,24 @@ def test_unknown_words_are_named_with_their_neighbors(small: TextEncoder) -> Non
         small.encode(["chest", "Herz lateral"])
 
 
+def test_only_words_that_are_much_alike_are_suggested() -> None:
+    encoder = TextEncoder(["a", "ap", "involving", "effusion", "findings"], width=8, depth=1, heads=2, length=12)
+    with pytest.warns(UserWarning) as caught:
+        encoder.encode(["effusion pa aps finding resolving efusion"])
+    (message,) = [str(warning.message) for warning in caught]
+    assert message.endswith(
+        "know: pa, aps, finding (did you mean findings?), resolving, efusion (did you mean effusion?)"
+    )
+
+
+def test_a_long_text_is_quoted_shortly(small: TextEncoder) -> None:
+    with pytest.raises(BadInputError) as refused:
+        small.encode([100 * "chest view "])
+    assert len(str(refused.value)) < 260
+    assert small.cut(100 * "chest view ") == " ".join(96 * ["chest", "view"])
+    assert small.cut("chest view") == ""
+
+
 def test_a_text_is_cut_with_a_warning_where_that_is_allowed(small: TextEncoder) -> None:
     text = "normal chest PA view and no finding PA"
     with pytest.warns(UserWarning, match=r"is too long .*: 'normal' is cut"):
