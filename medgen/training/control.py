@@ -147,12 +147,11 @@ def plan_on(
     control: Literal["mask", "edge"] | None = None
     if new:
         control = "mask" if new[0] == "mask" else "edge"
-    known = len(config.class_names) > 1
     return dataclasses.replace(
         pace,
         name=f"{config.name}-{new[0]}" if new else f"{config.name}-{pace.name}",
         channel_names=pace.channel_names if foreign else dict(config.channel_names),
-        class_names=dict(config.class_names if known else pace.class_names),
+        class_names=dict(config.class_names if _knows_classes(base) else pace.class_names),
         size=_size(base, pace) if foreign else tuple(config.size),
         spacing=pace.spacing if foreign else config.spacing,
         orientation=config.orientation,
@@ -172,6 +171,45 @@ def plan_on(
         control=control,
         tuning=None if new else TuningPlan(lora_rank),
     )
+
+
+def check_base(base: Generator, plan: Plan, dataset: Dataset) -> None:
+    """Make sure that a plan, which may have been edited, fits the finished model that it goes on from.
+
+    Args:
+        base: The model.
+        plan: The plan.
+        dataset: The scans that it is to be followed on.
+
+    Raises:
+        BadInputError: If the model lacks a class of the plan or of the scans, or what steers in the plan.
+    """
+    config = base.config
+    if _knows_classes(base):
+        unknown = {value: name for value, name in dataset.class_names.items() if value not in config.class_names}
+        if unknown:
+            raise BadInputError(
+                f"{dataset.root}: expected the classes {config.class_names}, which the networks of the base "
+                f"'{config.name}' are built for, got {unknown} too. Take another base, or remap the labels."
+            )
+        if plan.class_names.keys() != config.class_names.keys():
+            raise BadInputError(
+                f"class_names: expected the classes {config.class_names}, which the networks of the base "
+                f"'{config.name}' are built for, got {plan.class_names} in the plan. Put them back, or take another "
+                "base."
+            )
+    lacking = [name for name in plan.denoiser.conditions.names if name not in (*base.conditions, plan.control)]
+    if lacking:
+        raise BadInputError(
+            f"denoiser.conditions: expected what steers the base '{config.name}' "
+            f"({', '.join(base.conditions) or 'none'}), got {', '.join(lacking)} too in the plan. Take it out, or take "
+            "another base."
+        )
+
+
+def _knows_classes(base: Generator) -> bool:
+    """Whether a network of the model reads or makes label maps, which binds it to their classes."""
+    return "mask" in base.conditions or base.label_denoiser is not None
 
 
 def _all_conditions(base: Generator, wanted: ConditionsPlan) -> ConditionsPlan:

@@ -16,7 +16,7 @@ from medgen.planning import (
     make_plan,
     summarize_plan,
 )
-from medgen.training.control import plan_on
+from medgen.training.control import check_base, plan_on
 from medgen.training.folder import (
     check_output,
     earlier_plan,
@@ -105,6 +105,8 @@ def train(
             f"base: expected {'a model' if plan.has_base else 'none'}, as in the plan that is followed, got {base}. "
             "Name it, or choose another --output."
         )
+    if model is not None:
+        check_base(model, plan, dataset)
     check_plan(plan, dataset)
     if dry_run:
         print(summarize_plan(cap_steps(plan, max_steps), dataset, device=device, seed=seed))

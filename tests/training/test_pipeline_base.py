@@ -85,7 +85,7 @@ def test_it_is_tuned_by_low_rank_changes_that_diffusers_loads(saved_pipeline, pi
     torch.testing.assert_close(_output(tuned, "a ball"), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_branch_is_trained_on_it_while_it_stays_as_it_is_and_remains_when_it_is_tuned(saved_pipeline, folder, tmp_path):
+def test_a_branch_is_trained_on_it_while_it_stays_as_it_is_then_both_are_tuned(saved_pipeline, folder, tmp_path):
     train(folder, tmp_path / "run", conditions=["edge"], base=str(saved_pipeline), max_steps=3, device="cpu")
     base, made = Generator.from_pretrained(saved_pipeline), Generator.from_pretrained(tmp_path / "run")
     assert made.conditions == ("text", "edge")

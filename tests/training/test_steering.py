@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def folder(tmp_path_factory) -> Path:
 
 def _steered(tiny_plan, conditions: ConditionsPlan, **changes):
     return tiny_plan(denoiser={"conditions": conditions}, class_names={0: "background", 1: "class_1"}, **changes)
+
+
+@pytest.fixture(scope="module")
+def branched(folder, tmp_path_factory, tiny_plan) -> Path:
+    """A model that label maps steer, with a branch for edges."""
+    root = tmp_path_factory.mktemp("branched")
+    train(folder, root / "base", plan=_steered(tiny_plan, ConditionsPlan(), label=None), device="cpu")
+    return train(folder, root / "run", conditions=["edge"], base=str(root / "base"), max_steps=4, device="cpu")
 
 
 def test_a_run_with_every_condition_keeps_them_all(folder, tmp_path, tiny_plan, capsys):
@@ -227,6 +236,44 @@ def test_bases_that_cannot_be_gone_on_from_are_refused(folder, tmp_path, tiny_pl
         )
 
 
+def test_classes_and_conditions_that_the_base_lacks_are_refused_at_once(branched, folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    path = data / "labels" / "case_0.png"
+    label = np.asarray(Image.open(path)).copy()
+    label[0, 0] = 2
+    Image.fromarray(label).save(path)
+    words = {"base": str(branched), "device": "cpu"}
+    # Neither a look nor a plan that is edited to have them gets past this.
+    message = (
+        r"data: expected the classes .*base 'tiny-edge' are built for, got \{2: 'class_2'\} too\. Take another base"
+    )
+    plan = plan_on(Generator.from_pretrained(branched), read_dataset(data), ["mask"], device="cpu")
+    wider = dataclasses.replace(plan, class_names={**plan.class_names, 2: "class_2"})
+    for given in ({"conditions": ["mask"], "dry_run": True}, {"plan": plan}, {"plan": wider}):
+        with pytest.raises(BadInputError, match=message):
+            train(data, tmp_path / "run", **words, **given)
+    with pytest.raises(
+        BadInputError, match=r"class_names: expected the classes .*, got .* in the plan\. Put them back"
+    ):
+        train(folder, tmp_path / "run", plan=wider, dry_run=True, **words)
+    steered = dataclasses.replace(plan.denoiser.conditions, attributes={"age": Attribute("number")})
+    more = dataclasses.replace(plan, denoiser=dataclasses.replace(plan.denoiser, conditions=steered))
+    with pytest.raises(
+        BadInputError, match=r"expected what steers the base .* \(mask, edge\), got age too in the plan"
+    ):
+        train(folder, tmp_path / "run", plan=more, dry_run=True, **words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_branch_for_masks_takes_the_classes_of_its_scans(folder, tmp_path, tiny_plan):
+    bare = _steered(tiny_plan, ConditionsPlan(mask=False), label=None)
+    train(folder, tmp_path / "base", plan=bare, max_steps=1, device="cpu")
+    base, dataset = Generator.from_pretrained(tmp_path / "base"), read_dataset(folder)
+    three = dataclasses.replace(dataset, class_names={0: "background", 1: "class_1", 2: "class_2"})
+    assert plan_on(base, three, ["mask"], device="cpu").class_names == three.class_names
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_model_is_tuned_by_what_steers_it(folder, tmp_path, tiny_plan, rank):
     train(folder, tmp_path / "base", plan=_steered(tiny_plan, ALL, label=None), device="cpu")
@@ -249,14 +296,6 @@ def test_a_model_is_tuned_by_what_steers_it(folder, tmp_path, tiny_plan, rank):
     assert (len(changed) < len(before) / 2) == (rank is not None)  # low-rank changes touch the attention alone
     assert (tmp_path / "tuned" / "lora").is_dir() == (rank is not None)
     assert torch.equal(base.text_encoder.positions, made.text_encoder.positions)  # as planned: the words stay
-
-
-@pytest.fixture(scope="module")
-def branched(folder, tmp_path_factory, tiny_plan) -> Path:
-    """A model that label maps steer, with a branch for edges."""
-    root = tmp_path_factory.mktemp("branched")
-    train(folder, root / "base", plan=_steered(tiny_plan, ConditionsPlan(), label=None), device="cpu")
-    return train(folder, root / "run", conditions=["edge"], base=str(root / "base"), max_steps=4, device="cpu")
 
 
 @pytest.mark.parametrize(
