@@ -156,6 +156,22 @@ def merge_lora(network: nn.Module) -> nn.Module:
     return network.requires_grad_(True)
 
 
+def require_peft() -> Any:
+    """Make sure that LoRA weights can be made.
+
+    Returns:
+        The package peft.
+
+    Raises:
+        BadInputError: If it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise BadInputError("LoRA: expected the package peft, got none. Run: pip install 'medgen[lora]'") from error
+    return peft
+
+
 def _ends(target: str) -> Any:
     return lambda name: name == target or name.endswith(f".{target}")
 
@@ -165,16 +181,8 @@ def _kinds(layers: Sequence[str]) -> list[str]:
     return sorted({found[0] for name in layers if (found := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name))})
 
 
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise BadInputError("LoRA: expected the package peft, got none. Run: pip install 'medgen[lora]'") from error
-    return peft
-
-
 def _tuned_layers(network: nn.Module) -> dict[str, Any]:
-    _peft()
+    require_peft()
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -190,7 +198,7 @@ def _refuse_tuned(network: nn.Module) -> None:
 def _inject(network: nn.Module, ranks: Mapping[str, int]) -> None:
     """Put new LoRA layers around those of these names."""
     patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items()}
-    peft = _peft()
+    peft = require_peft()
     config = peft.LoraConfig(
         r=1, lora_alpha=1, rank_pattern=patterns, alpha_pattern=patterns, target_modules=list(ranks)
     )

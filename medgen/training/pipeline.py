@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medgen.data.dataset import Dataset, read_dataset
 from medgen.generator import Generator
+from medgen.networks import require_peft
 from medgen.planning import (
     Plan,
     StageName,
@@ -75,7 +76,8 @@ def train(
         The output folder.
 
     Raises:
-        BadInputError: If the data or the plan cannot be used, or the output folder holds another run.
+        BadInputError: If the data or the plan cannot be used, the output folder holds another run, or peft is not
+            installed and wanted.
         MemoryError: If a batch does not fit; the message says what to change.
     """
     folder = Path(output)
@@ -108,6 +110,8 @@ def train(
     if model is not None:
         check_base(model, plan, dataset)
     check_plan(plan, dataset)
+    if plan.tuning is not None and plan.tuning.lora_rank is not None:
+        require_peft()
     if dry_run:
         print(summarize_plan(cap_steps(plan, max_steps), dataset, device=device, seed=seed))
         show_plan(folder, plan)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -324,6 +325,17 @@ def test_a_model_with_a_branch_is_tuned_and_keeps_it(folder, branched, tmp_path,
         device="cpu",
     )
     assert len(records) == 1
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_missing_peft_is_told_before_anything_is_written(folder, branched, tmp_path, monkeypatch, capsys, dry_run):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    words = {"conditions": ["mask"], "base": str(branched), "device": "cpu", "dry_run": dry_run}
+    with pytest.raises(BadInputError, match=r"expected the package peft, got none\. Run: pip install 'medgen\[lora\]'"):
+        train(folder, tmp_path / "run", lora_rank=2, **words)
+    assert not (tmp_path / "run").exists()
+    assert "training on" not in capsys.readouterr().out
+    train(folder, tmp_path / "run", **{**words, "dry_run": True})  # all weights are tuned without it
 
 
 def test_what_is_tuned_learns_beside_the_branch_as_it_is_used(branched):
