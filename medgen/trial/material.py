@@ -188,9 +188,15 @@ def _load_synthetic(
     told = [f"{count} synthetic scans {reason}" for reason, count in reasons.items() if count]
     if len(fresh) < FEWEST:
         why = f" ({'; '.join(told)})" if told else ""
+        remedy = "Make more, from label maps of training scans."
+        if len(labelled) < FEWEST and reader.target is not None:
+            remedy = (
+                f"Say the {reader.target!r} of each when it is made (medgen synthesize --attributes or --conditions, by "
+                "a model that was trained with it), or leave --target out."
+            )
         raise BadInputError(
             f"{synthetic.root}: expected at least {FEWEST} synthetic scans to learn from, got {len(fresh)}{why}. "
-            "Make more, from label maps of training scans."
+            + remedy
         )
     return fresh, [f"{words}; nothing learned from them." for words in told]
 

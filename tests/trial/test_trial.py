@@ -237,6 +237,8 @@ def test_a_classifier_learns_what_a_column_says(folders: tuple[Path, Path], tmp_
     assert (~scores.isnan()).sum(dim=0).tolist() == [4, 12]
     result = utility(real, tmp_path / "out", target="look", num_cases=(), num_seeds=2, steps=2, device="cpu")
     assert result["metric"] == "balanced accuracy"
+    with pytest.raises(BadInputError, match=r"have no 'look'\)\. Say the 'look' of .*--attributes .*leave --target"):
+        load_material(real, folders[1], "look", 0, CPU)
     with pytest.raises(BadInputError, match="expected at least 3 training scans with 'sex', got 0"):
         load_material(real, None, "sex", 0, CPU)
     odd = "\n".join([f"{rows[0]},look", *table]).replace("scan_20.png,p10,val,bright", "scan_20.png,p10,val,pale")
