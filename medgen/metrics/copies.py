@@ -107,12 +107,12 @@ def find_copies(
     threshold = copy_threshold(neighbors.similarity, false_alarm_rate=false_alarm_rate)
     if count < _FEW:
         warnings.warn(
-            f"find_copies: the threshold rests on {count} real scans or patients only; expected {_FEW} or more.",
+            f"copies: the threshold rests on {count} real scans or patients only; expected {_FEW} or more.",
             stacklevel=2,
         )
     elif threshold > _ALIKE:
         warnings.warn(
-            f"find_copies: real scans are so alike that only copies of similarity above {threshold:.4f} are found. "
+            f"copies: real scans are so alike that only copies of similarity above {threshold:.4f} are found. "
             "If several are of one patient, say so by groups.",
             stacklevel=2,
         )

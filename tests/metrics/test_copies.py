@@ -84,5 +84,5 @@ def test_refuses_or_warns_where_real_scans_say_too_little() -> None:
         copy_threshold(torch.zeros(1))
     with pytest.raises(ValueError, match="false_alarm_rate: expected above 0"):
         copy_threshold(torch.zeros(5), false_alarm_rate=0)
-    with pytest.warns(UserWarning, match="rests on 4 real scans or patients only"):
+    with pytest.warns(UserWarning, match="^copies: the threshold rests on 4 real scans or patients only"):
         find_copies(real, real)
