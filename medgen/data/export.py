@@ -43,6 +43,8 @@ _OWN_NAMES = (
     "gates.png",
     RUN_FILE,
 )
+# Which of these hold what a run has made or found; the others are its papers.
+_RESULTS = ("imagesTr", "labelsTr", "manifest.jsonl", "rejected", "scores.jsonl", "gates.json")
 # A training run keeps a `run.json` too, and one of these beside it.
 _TRAINING_NAMES = ("plan.yaml", "checkpoints")
 _CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -70,6 +72,8 @@ def prepare_output(
     folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> Literal["new", "resumed"]:
     """Make a folder ready for a run, or for the rest of an interrupted one.
+
+    A run that ended before its first scan does not hold the folder: another one starts afresh there.
 
     Args:
         folder: Where the run writes. It is made if it does not exist.
@@ -105,7 +109,7 @@ def prepare_output(
                 f"{root}: expected an empty folder or an output of synthesize, got a folder whose {RUN_FILE} is not of "
                 "a synthesis, such as a training run. Choose another output folder."
             )
-        if not overwrite:
+        if not overwrite and _has_results(root):
             raise BadInputError(
                 f"{root}: expected an empty folder or the same run, got another run{_difference(found, wanted)}. "
                 "Choose another output folder, or pass --overwrite to replace that run."
@@ -330,6 +334,12 @@ def write_json(path: Path, content: object) -> Path:
 def _is_synthesis(root: Path, found: Any) -> bool:
     trained = any((root / name).exists() for name in _TRAINING_NAMES)
     return isinstance(found, dict) and bool({"model_hash", "reference_digest"} & set(found)) and not trained
+
+
+def _has_results(root: Path) -> bool:
+    """Whether a run has left anything but empty folders, empty files and halves of files."""
+    paths = [path for name in _RESULTS for path in (root / name, *(root / name).rglob("*"))]
+    return any(path.is_file() and path.stat().st_size and not path.name.endswith(".partial") for path in paths)
 
 
 def _make_folders(root: Path) -> None:

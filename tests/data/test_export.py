@@ -227,6 +227,28 @@ def test_another_run_is_refused_with_the_setting_that_differs_and_stays_intact(t
     assert {name: (root / name).read_bytes() for name in files(root)} == before
 
 
+@pytest.mark.parametrize(
+    "result",
+    ["", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "manifest.jsonl", "rejected/imagesTr/a.png", "scores.jsonl"],
+)
+def test_a_run_without_a_finished_scan_makes_room_for_another(tmp_path: Path, result: str) -> None:
+    prepare_output(tmp_path, SETTINGS)
+    (tmp_path / "imagesTr/.b_0000.nii.gz.77.partial").write_bytes(b"half")
+    (tmp_path / "manifest.jsonl").touch()
+    (tmp_path / "notes.txt").write_text("mine")
+    other = {**SETTINGS, "seed": 1}
+    if not result:
+        assert prepare_output(tmp_path, other) == "new"
+        assert files(tmp_path) == ["notes.txt", "run.json"]
+        assert json.loads((tmp_path / "run.json").read_text()) == other
+        return
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).write_text("precious")
+    with pytest.raises(BadInputError, match=r"another run \(seed: 0 there, 1 now\)"):
+        prepare_output(tmp_path, other)
+    assert (tmp_path / result).read_text() == "precious"
+
+
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     root = export_volumes(tmp_path)
     (root / "notes.txt").write_text("mine")
