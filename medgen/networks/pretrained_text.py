@@ -79,7 +79,8 @@ class PretrainedTextEncoder(nn.Module):
             ) from error
         folder = find_folder(path, "the folder of a text encoder", _HUB_FILES)
         weights, words = folder / "text_encoder", folder / "tokenizer"
-        weights, words = (part if part.is_dir() else folder for part in (weights, words))
+        if not (folder / "model_index.json").is_file():  # a pipeline has both, or is not whole
+            weights, words = (part if part.is_dir() else folder for part in (weights, words))
         _check_files(weights, words)
         try:
             model, missing = _load_model(transformers, weights)
@@ -204,7 +205,8 @@ def _check_files(weights: Path, words: Path) -> None:
     """Refuse what transformers would open as a pickle, or replace by an empty tokenizer."""
     if not (weights / "config.json").is_file():
         raise BadInputError(
-            f"{weights / 'config.json'}: expected it beside the weights, got none. Copy the folder whole."
+            f"{weights / 'config.json'}: expected the text encoder's configuration beside its weights, got no such "
+            "file. Copy the folder whole."
         )
     if not any(weights.glob("*.safetensors")):
         pickles = [path.name for pattern in _PICKLES for path in weights.glob(pattern)]

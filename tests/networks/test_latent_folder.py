@@ -91,6 +91,23 @@ def test_parts_that_do_not_fit_are_refused(spoiled, name, changes, message):
         read_latent_base(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("unet", r"unet/config\.json: expected the U-Net's configuration, got no such file"),
+        ("vae", r"vae/config\.json: expected a AutoencoderKL of diffusers, got no such file"),
+        ("text_encoder", r"text_encoder/config\.json: expected the text encoder's configuration .* got no such file"),
+        ("tokenizer", r"tokenizer: expected a tokenizer \(.*\), got none of these files"),
+        ("scheduler", r"scheduler/scheduler_config\.json: expected the scheduler's configuration, got no such file"),
+    ],
+)
+def test_a_part_that_is_missing_is_named(spoiled, part, message):
+    folder, _ = spoiled
+    shutil.rmtree(folder / part)
+    with pytest.raises(BadInputError, match=message):
+        read_latent_base(folder)
+
+
 def test_missing_and_unsafe_files_are_refused(spoiled, saved_pipeline):
     folder, _ = spoiled
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"

@@ -216,7 +216,7 @@ def test_folders_that_lack_something_are_refused(transformers, folder, tmp_path)
     (folder / "vocab.json").unlink(missing_ok=True)
     refused(r"expected a tokenizer \(tokenizer\.json, .*\), got none of these files\. Copy those of the encoder")
     (folder / "config.json").unlink()
-    refused(r"config\.json: expected it beside the weights, got none")
+    refused(r"config\.json: expected the text encoder's configuration beside its weights, got no such file")
 
 
 def test_a_damaged_tokenizer_is_refused(transformers, tmp_path) -> None:
