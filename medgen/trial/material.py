@@ -191,8 +191,8 @@ def _load_synthetic(
         remedy = "Make more, from label maps of training scans."
         if len(labelled) < FEWEST and reader.target is not None:
             remedy = (
-                f"Say the {reader.target!r} of each when it is made (medgen synthesize --attributes or --conditions, by "
-                "a model that was trained with it), or leave --target out."
+                f"Say the {reader.target!r} of each when it is made (medgen synthesize --attributes or --conditions, "
+                "by a model that was trained with it), or leave --target out."
             )
         raise BadInputError(
             f"{synthetic.root}: expected at least {FEWEST} synthetic scans to learn from, got {len(fresh)}{why}. "
