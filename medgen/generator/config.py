@@ -82,7 +82,7 @@ class GeneratorConfig:
         text_template: How its training texts were made of columns of the metadata; None if they were a column.
         text_padding: Whether its text encoder embeds the padding too, as Stable Diffusion's does.
         familiarity: How to tell scans that it knows from others; None where it was not learned.
-        training: Summary for the card: data, steps, seeds, versions.
+        training: Summary for the card: data, steps, seeds, versions; also which ControlNet was put beside it.
     """
 
     name: str
@@ -114,6 +114,11 @@ class GeneratorConfig:
     text_padding: bool = False
     familiarity: Familiarity | None = None
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edges_are_outlines(self) -> bool:
+        """Whether it was trained on edges of 0 and 1; a ControlNet that was put beside it may be on any."""
+        return self.edge is not None and self.edge.method == "canny" and "edge_control" not in self.training
 
 
 def parse_config(values: dict[str, Any], path: Path) -> GeneratorConfig:

@@ -127,4 +127,5 @@ def add_edge_control(generator: Generator, name: str | Path) -> None:
     generator.weights_hash = hashlib.sha256("".join([generator.weights_hash, *content]).encode()).hexdigest()
     generator.controls["edge"] = control.to(generator.device)
     config.edge = config.edge or EdgeSettings()
+    config.training = {**config.training, "edge_control": Path(name).name}
     config.guidance_scales = {**config.guidance_scales, "edge": 1.0}

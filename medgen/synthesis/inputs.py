@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from medgen.conditions.edge import check_edges, extract_edges
+from medgen.conditions.edge import check_edges, check_outlines, extract_edges
 from medgen.data.dataset import (
     Rejection,
     check_same_grid,
@@ -150,13 +150,14 @@ def check_edge(paths: Sequence[Path], config: GeneratorConfig, *, ready: bool, n
         The files with their digests.
 
     Raises:
-        BadInputError: If a file cannot be read, has no contrast or is no edge map, or its grid does not fit the model.
+        BadInputError: If a file cannot be read, has no contrast or is no edge map, or no outlines where those of the
+            model are, or its grid does not fit the model.
     """
     if ready and (len(paths) != 1 or not paths[0].name.lower().endswith(_MAP_ENDINGS)):
         raise BadInputError(
             f"{paths[0]}: expected one edge map as {', '.join(_MAP_ENDINGS)}, got {len(paths)} file(s). Convert it."
         )
-    image, grid = _read(paths, ready=ready)
+    image, grid = _read(paths, ready=ready, outlines=config.edges_are_outlines)
     check_grid(paths[0], grid, config, kind="edge map" if ready else "scan")
     if not ready:
         config.normalization.fit(image, source=paths[0])
@@ -279,7 +280,7 @@ def read_scan(paths: Sequence[Path]) -> tuple[torch.Tensor, Grid]:
     return torch.cat([part for part, _ in parts]), grid
 
 
-def _read(paths: Sequence[Path], *, ready: bool) -> tuple[torch.Tensor, Grid]:
+def _read(paths: Sequence[Path], *, ready: bool, outlines: bool = False) -> tuple[torch.Tensor, Grid]:
     """A scan ``(C, *shape)`` in source units, or edge strength ``(1, *shape)`` in [0, 1]; and the grid."""
     if not ready:
         return read_scan(paths)
@@ -288,6 +289,8 @@ def _read(paths: Sequence[Path], *, ready: bool) -> tuple[torch.Tensor, Grid]:
         image = image / (2 ** paths[0].read_bytes()[_PNG_DEPTH] - 1)
     try:
         check_edges(image, grid.shape)
+        if outlines:
+            check_outlines(image)
     except BadInputError as error:
         raise BadInputError(f"{paths[0]}: {error}") from error
     return image, grid

@@ -17,6 +17,7 @@ from medgen.conditions.edge import (
     EdgeSettings,
     boundary_f_score,
     check_edges,
+    check_outlines,
     edge_channels,
     extract_edges,
 )
@@ -286,6 +287,27 @@ def test_edge_maps_that_do_not_fit_are_refused(edge: torch.Tensor, message: str)
 def test_edge_maps_from_zero_to_one_pass() -> None:
     for edge in (torch.rand(1, 4, 5, 6), torch.ones(1, 4, 5, 6, dtype=torch.uint8), torch.zeros(1, 4, 5, 6).bool()):
         check_edges(edge, (4, 5, 6))
+
+
+def _outlines(dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth scan of blobs, 0 to 1, and its Canny edges."""
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.normal(size=(48,) * dims), 4, mode="wrap")
+    scan = (blobs - blobs.min()) / np.ptp(blobs)
+    return scan, extract_edges(torch.from_numpy(scan)[None], EdgeSettings())[0].numpy()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_outlines_pass_also_resized_and_smoothed_and_scans_do_not(dims: int) -> None:
+    scan, edge = _outlines(dims)
+    corner = scan * (np.indices(scan.shape).max(axis=0) < 24)  # in a black surround
+    passing = [edge, np.zeros_like(edge), np.ones_like(edge), ndimage.gaussian_filter(edge, 0.5)]
+    passing += [np.clip(ndimage.zoom(edge, factor, order=1), 0, 1) for factor in (0.5, 0.7, 1.5, 2)]
+    for outlines in passing:
+        check_outlines(torch.from_numpy(outlines)[None])
+    for areas in (scan, 0.2 + 0.6 * scan, corner):
+        with pytest.raises(BadInputError, match=r"expected outlines of 0 and 1, .*got gray areas \(\d+% of.*--edges"):
+            check_outlines(torch.from_numpy(areas)[None])
 
 
 @pytest.mark.parametrize("spatial", [(4, 5), (4, 5, 6)])
