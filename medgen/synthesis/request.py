@@ -184,11 +184,11 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     if request.conditions is not None:
         sources = [[spec.source, spec.file and spec.file.sha256] for spec in specs]
         digests["labels_sha256"] = _digest(json.dumps(sources))
-    splits = _describe_splits("label maps", "for", listed)
+    splits = _describe_splits("label maps", listed)
     if order:
         splits.append(f"label maps: {len(set(order))} of {len(listed)}, those of rare sizes more often")
     for name, kind in {"scan": "source scans", "edge": "edge scans"}.items():
-        splits += _describe_splits(kind, "from", dict.fromkeys(row[name].files[0] for row in used if row[name]))
+        splits += _describe_splits(kind, dict.fromkeys(row[name].files[0] for row in used if row[name]))
     return Planned(specs, source, rejected, "\n".join(splits), digests)
 
 
@@ -290,7 +290,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _describe_splits(kind: str, made: str, files: Iterable[SourceFile]) -> list[str]:
+def _describe_splits(kind: str, files: Iterable[SourceFile]) -> list[str]:
     """Which splits files of one kind are of, a line for each of their folders; nothing where none are named."""
     paths = [file.path for file in files]
     lines = []
@@ -299,8 +299,8 @@ def _describe_splits(kind: str, made: str, files: Iterable[SourceFile]) -> list[
         counts = Counter(splits[path.resolve()] for path in paths if path.parent == folder and path.resolve() in splits)
         held_out = [split for split in counts if split not in TRAIN_SPLITS]
         warning = (
-            f". Scans made {made} {kind} of {' and '.join(held_out)} must not train what is tested on that split: give "
-            "a folder without these for that"
+            f". A network that trains on these scans cannot be tested on {' or '.join(held_out)}: for that, leave out "
+            f"the {kind} of {' and '.join(held_out)}"
         )
         listing = ", ".join(f"{count} of {split}" for split, count in counts.items())
         lines += [f"{kind}: {listing}{warning if held_out else ''}"] if counts else []

@@ -102,7 +102,8 @@ def synthesize(
             with a column `text` or `prompt`; taken in turn.
         edges: Folder of scans whose edges the new scans follow, extracted as the model's training edges were. Beside
             label maps they are matched by file name.
-        edge_maps: Folder of edge maps in place of scans: 8-bit or 16-bit PNG, or NIfTI with values from 0 to 1.
+        edge_maps: Folder of edge maps in place of scans: 8-bit or 16-bit PNG, or NIfTI with values from 0 to 1. A model
+            that was trained on Canny's edges, as is usual, wants outlines of 0 and 1.
         edge_control: Folder or Hub id of a ControlNet in diffusers' layout (such as one for Canny edges) that lets
             edges steer a Stable Diffusion model. Edges of scans are then extracted by medgen's own settings (Canny);
             give edge maps where the ControlNet wants others. Edges are not guided further (1), unless asked.
@@ -240,7 +241,8 @@ def synthesize(
         verdict = None if again is None else again.compare(records)
         close_folder(output, generator, records, verdict)
         labelled = "labelled " if all(record.label_sha256 for record in records) else ""
-        print(f"{len(records)} {labelled}scans in {output}" + (f"; {verdict}" if verdict else ""))
+        scans = f"{labelled}scan" if len(records) == 1 else f"{labelled}scans"
+        print(f"{len(records)} {scans} in {output}" + (f"; {verdict}" if verdict else ""))
         if gates is not None:
             close_gated(output, gates, generator)
     state.wait_for_everyone()

@@ -97,7 +97,9 @@ def test_the_split_of_label_maps_is_told_where_there_is_one(
     (tmp_path / "val.txt").write_text(val)
     synthesize(tmp_path / "out", model=str(model_3d), labels=labels_3d, num_samples=1, **FAST)
     text = capsys.readouterr().out
-    assert ("label maps: 2 of val, 1 of train. Scans made for label maps of val must not train" in text) == bool(val)
+    told = "label maps: 2 of val, 1 of train. A network that trains on these scans cannot be tested on val: for that, "
+    assert (f"{told}leave out the label maps of val\n" in text) == bool(val)
+    assert f"\n1 labelled scan in {tmp_path / 'out'}\n" in text
     assert ("label maps" in text) == bool(val)
 
 

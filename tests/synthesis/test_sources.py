@@ -614,9 +614,9 @@ def test_the_split_of_source_and_edge_scans_is_told_where_there_is_one(
     text = capsys.readouterr().out
     kind = "edge scans" if way == "edges" else "source scans"
     listing = "1 of val" if way == "source" else "1 of train, 2 of val"
-    warning = f"{kind}: {listing}. Scans made from {kind} of val must not train what is tested on that split"
-    assert (warning in text) == (way != "none")
-    assert ("must not train" in text) == (way != "none")
+    warning = f"{kind}: {listing}. A network that trains on these scans cannot be tested on val: for that, leave out "
+    assert (f"{warning}the {kind} of val\n" in text) == (way != "none")
+    assert ("cannot be tested" in text) == (way != "none")
 
 
 def test_no_folder_is_told_of_what_fails_while_sampling(
