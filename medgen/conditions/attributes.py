@@ -16,6 +16,7 @@ SPACING = "spacing"
 _MOST_CATEGORIES = 64
 _SAME_SIZE = 0.01  # relative difference of voxel sizes below which they are rounding
 _OCTAVES = 4  # of sines and cosines that tell near numbers apart
+_FAR = 4  # standard deviations from the mean within which nearly all of a column lies, whatever its distribution
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,23 @@ class Attribute:
         z = (numbers[0] - self.mean) / self.std
         waves = [wave(z * math.pi / 4 * 2**octave) for octave in range(_OCTAVES) for wave in (math.sin, math.cos)]
         return torch.tensor([1.0, z, *waves])
+
+
+def far_from_training(attribute: Attribute, value: str) -> str:
+    """Whether a number is one that the model can know nothing of: more than 4 standard deviations from the mean.
+
+    Args:
+        attribute: The fact.
+        value: As :meth:`Attribute.encode` takes it.
+
+    Returns:
+        What the training scans had, in words; empty where the value is near them, or no number.
+    """
+    if attribute.kind != "number":
+        return ""
+    (number,) = _numbers(value, "attribute")
+    mean, std = attribute.mean, attribute.std
+    return f"mean {mean:.4g}, standard deviation {std:.4g}" if abs(number - mean) > _FAR * std else ""
 
 
 def fit_attribute(name: str, values: Sequence[str]) -> Attribute:

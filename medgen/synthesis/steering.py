@@ -9,6 +9,7 @@ from dataclasses import fields
 import torch
 
 from medgen.conditions.assemble import assemble
+from medgen.conditions.attributes import far_from_training
 from medgen.conditions.condition import Condition, join
 from medgen.data.geometry import valid_mask
 from medgen.diffusion.guidance import Guided, check_guidance
@@ -73,6 +74,8 @@ def control_uses(generator: Generator, settings: SamplingSettings) -> dict[str, 
 def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncate: bool = False) -> None:
     """Refuse a plan that the model cannot follow, before any time goes into sampling.
 
+    A warning names the first value of each attribute that is a number far from those of the training scans.
+
     Args:
         generator: The model.
         specs: The plan.
@@ -88,6 +91,7 @@ def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncat
     require_conditions(generator, {name: _ARGUMENTS[name] for name in _ARGUMENTS if name in used})
     facts = dict.fromkeys((name, value) for spec in specs for name, value in spec.attributes.items())
     require_conditions(generator, {name: f"attribute '{name}'" for name, _ in facts})
+    far: dict[str, str] = {}
     for name, value in facts:
         if name not in config.attributes:
             raise BadInputError(
@@ -95,6 +99,10 @@ def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncat
                 f"--{_ARGUMENTS[name]}."
             )
         config.attributes[name].encode(value, name=f"attribute '{name}'")
+        if known := far_from_training(config.attributes[name], value):
+            far.setdefault(name, f"{value} is far from the training scans ({known}), so what it looks like is a guess")
+    for name, words in far.items():
+        warnings.warn(f"attribute '{name}': {words}", stacklevel=2)
     texts = dict.fromkeys(spec.text for spec in specs if spec.text is not None)
     if not texts:
         return

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from medgen.conditions.attributes import Attribute, encode_attributes, fit_attribute, fit_spacing
+from medgen.conditions.attributes import Attribute, encode_attributes, far_from_training, fit_attribute, fit_spacing
 from medgen.types import BadInputError
 
 
@@ -61,6 +61,14 @@ def test_numbers_over_the_whole_range_keep_apart():
 def test_values_that_cannot_be_are_refused(attribute, value, message):
     with pytest.raises(BadInputError, match=message):
         attribute.encode(value, name="view")
+
+
+def test_a_number_is_far_beyond_four_standard_deviations():
+    age = Attribute("number", mean=50.0, std=10.0)
+    assert [value for value in ("9.9", "10", "50", "90", "90.5") if far_from_training(age, value)] == ["9.9", "90.5"]
+    assert far_from_training(age, "400") == "mean 50, standard deviation 10"
+    assert far_from_training(Attribute("category", values=("400",)), "400") == ""
+    assert far_from_training(Attribute("spacing", mean=1.0, width=2), "[400, 1]") == ""
 
 
 def test_columns_that_tell_nothing_are_refused():

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 from skimage.filters import sobel
 
+from medgen.conditions.edge import EdgeSettings
 from medgen.data.dataset import load_cases, read_dataset
 from medgen.data.geometry import place
 from medgen.generator import Generator
@@ -219,7 +220,7 @@ def test_a_scan_without_a_label_lies_on_the_grid_of_its_edges(
 def test_edge_maps_are_scaled_by_the_greatest_value_of_their_type(
     make_generator: Callable[..., Generator], tmp_path: Path
 ) -> None:
-    config = make_generator(2, conditions=("edge",)).config
+    config = make_generator(2, conditions=("edge",), edge=EdgeSettings(method="sobel")).config
     values = np.linspace(0, 1, 120).reshape(12, 10)
     Image.fromarray((255 * values).round().astype(np.uint8)).save(tmp_path / "a.png")
     Image.fromarray((65535 * values).round().astype(np.uint16)).save(tmp_path / "b.png")
@@ -280,6 +281,17 @@ def test_unknown_words_are_told_once_and_a_long_prompt_is_cut_if_asked(model_all
     assert cut[0].conditions["text"] == long
 
 
+def test_a_number_far_from_the_training_scans_is_told_once(model_all: Path, tmp_path: Path) -> None:
+    arguments = {"model": str(model_all), "label_source": "none", "num_samples": 2, **FAST}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        synthesize(tmp_path / "near", attributes={"age": 89}, **arguments)
+        assert not caught
+        synthesize(tmp_path / "far", attributes={"age": 400}, **arguments)
+    (message,) = [str(each.message) for each in caught]
+    assert message.startswith("attribute 'age': 400 is far from the training scans (mean 50, standard deviation 10)")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -307,6 +319,7 @@ def test_unknown_words_are_told_once_and_a_long_prompt_is_cut_if_asked(model_all
             r"case_0\.png: expected shape \(12, 10\) as in .*, got \(14, 10\)",
         ),
         ({"edge_maps": "beyond"}, r"a\.nii\.gz: edge map: expected values from 0 to 1, got 0 to 255"),
+        ({"edge_maps": "scans"}, r"case_0\.png: edge map: expected outlines of 0 and 1, .*got gray areas.*--edges"),
         ({"edge_maps": "colors"}, r"a\.png: edge map: expected shape \(1, 12, 10\), got \(3, 12, 10\)"),
         ({"edge_maps": "volume"}, r"a\.nii\.gz: expected a 2D edge map for the model 'tiny-2d', got 3D"),
         ({"edges": "flat"}, r"a\.png: expected varying intensities, got the constant 7"),
