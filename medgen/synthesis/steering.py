@@ -38,12 +38,21 @@ def require_conditions(generator: Generator, names: Mapping[str, str]) -> None:
     known = generator.conditions
     for name, argument in names.items():
         if name not in known:
-            trained = ",".join([*known, name])
             steered = f"steered by {', '.join(known)}; not by {name}" if known else "steered by nothing"
             raise BadInputError(
                 f"{argument}: expected none, because the model '{generator.config.name}' is {steered}. Leave it out, "
-                f"or train a model with --conditions {trained}."
+                f"{_how_to_add(generator, name)}."
             )
+
+
+def _how_to_add(generator: Generator, name: str) -> str:
+    """What gives a model a condition; one of the Stable Diffusion family gets a map by a branch alone."""
+    from medgen.networks import LatentBaseDenoiser  # takes long to import
+
+    if name in ("mask", "edge") and isinstance(generator.denoiser, LatentBaseDenoiser):
+        branch = f"or train a branch on it with `medgen train --base MODEL --conditions {name}`"
+        return f"give --edge_control CONTROLNET, {branch}" if name == "edge" else branch
+    return f"or train a model with --conditions {','.join([*generator.conditions, name])}"
 
 
 def control_uses(generator: Generator, settings: SamplingSettings) -> dict[str, ControlUse]:

@@ -76,6 +76,18 @@ def test_a_pipeline_and_a_controlnet_make_scans_that_follow_edges(saved_pipeline
     assert [record.image_sha256 for record in read_manifest(tmp_path / "again" / "manifest.jsonl")] == steered
 
 
+def test_maps_that_it_does_not_read_come_with_what_adds_them(saved_pipeline, scans, tmp_path, capsys):
+    branch = "train a branch on it with `medgen train --base MODEL --conditions"
+    for argument, remedy in {
+        "edges": f"Leave it out, give --edge_control CONTROLNET, or {branch} edge`.",
+        "labels": f"Leave it out, or {branch} mask`.",
+    }.items():
+        words = ["--model", saved_pipeline, f"--{argument}", scans, "--output", tmp_path / "out"]
+        assert cli.main(["synthesize", *map(str, words)]) == 2
+        assert f"{argument}: expected none" in (told := capsys.readouterr().err)
+        assert remedy in told
+
+
 @torch.no_grad()
 def test_guided_by_text_the_edges_act_in_both_passes_as_in_diffusers(saved_pipeline, pipeline, controlnet):
     generator = Generator.from_pretrained(saved_pipeline, edge_control=controlnet)
