@@ -104,6 +104,8 @@ class Run:
         # Before the split, so that the validation scans are a share of those that can be used.
         useful = learned_from(plan, dataset)
         train_cases, val_cases = split_cases(useful, seed=seed)
+        if accelerator.is_main_process:
+            print(f"steered by {plan.denoiser.conditions.describe([*train_cases, *val_cases])}")
         unlabelled = len(dataset.cases) - len(useful.cases)
         if unlabelled and accelerator.is_main_process:
             print(f"{unlabelled} cases without a label are not used")
@@ -307,7 +309,8 @@ class Run:
             label_stride=before.label_stride,
             familiarity=before.familiarity,
         )
-        generator.config.training |= {"base": before.name, "trained_before": before.training}
+        kept = {name: value for name, value in before.training.items() if name == "edge_control"}  # it stays beside it
+        generator.config.training |= {"base": before.name, "trained_before": before.training, **kept}
         text = plan.denoiser.conditions.text
         if generator.text_encoder is not None:
             generator.text_encoder.requires_grad_(bool(text and text.trainable and not control))

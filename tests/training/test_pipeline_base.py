@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 from scipy import ndimage
 
@@ -95,6 +96,18 @@ def test_a_branch_is_trained_on_it_while_it_stays_as_it_is_then_both_are_tuned(s
     tuned = Generator.from_pretrained(train(folder, tmp_path / "tuned", **words))
     assert tuned.conditions == ("text", "edge")
     assert not torch.equal(_output(made, "a ball"), _output(tuned, "a ball"))
+
+
+def test_it_is_tuned_beside_a_packed_controlnet(saved_pipeline, pipeline, folder, tmp_path):
+    network = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16))
+    network.save_pretrained(tmp_path / "soft")
+    packed = Generator.from_pretrained(saved_pipeline, edge_control=tmp_path / "soft")
+    packed.save_pretrained(tmp_path / "packed")
+    words = {"conditions": ["text"], "base": str(tmp_path / "packed"), "max_steps": 2, "device": "cpu"}
+    tuned = Generator.from_pretrained(train(folder, tmp_path / "run", **words))
+    assert tuned.conditions == ("text", "edge")
+    assert tuned.config.guidance_scales == {"edge": 1.0}
+    assert not tuned.config.edges_are_outlines  # the ControlNet may be for other edges still
 
 
 def test_a_folder_of_another_family_is_refused_in_its_words(spoiled):
