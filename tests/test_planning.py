@@ -22,7 +22,9 @@ from medgen.networks import Autoencoder, Denoiser
 from medgen.planning import (
     STAGES,
     Plan,
+    TextPlan,
     check_plan,
+    choose_conditions,
     fingerprint,
     make_plan,
     network_arguments,
@@ -464,6 +466,35 @@ def test_the_summary_counts_the_parameters_of_the_real_networks(gray: Dataset, g
         assert float(rows[stage][1]) == pytest.approx(count / 1e6, abs=0.005)
     assert "4 scans for training, 1 for validation, 1 left out" in text
     assert "just timed on this machine" in text
+
+
+@pytest.mark.parametrize(
+    ("columns", "template", "told"),
+    [
+        ([{"caption": "c"}], None, "column caption"),
+        ([{"text": "t", "caption": "c"}], None, "column text"),
+        ([{"text": "", "caption": "c"}, {"text": "t"}], None, "column text of 2 scans, column caption of 2)"),
+        ([{"view": "PA"}], "{view} view", "template '{view} view'"),
+        ([{}], None, "no scan has one"),
+    ],
+)
+def test_the_summary_says_where_texts_come_from(
+    gray: Dataset, gray_plan: Plan, columns: list[dict[str, str]], template: str | None, told: str
+) -> None:
+    case = next(case for case in gray.cases if case.label is not None)
+    cases = [
+        dataclasses.replace(case, case=f"{n}", text=meta.get("text") or meta.get("caption"), meta=meta)
+        for n, meta in enumerate(2 * columns)
+    ]
+    conditions = dataclasses.replace(gray_plan.denoiser.conditions, text=TextPlan(template=template))
+    plan = dataclasses.replace(gray_plan, denoiser=dataclasses.replace(gray_plan.denoiser, conditions=conditions))
+    text = summarize_plan(plan, dataclasses.replace(gray, cases=cases), device="cpu")
+    assert f"steered by mask, text ({told}" in text
+
+
+def test_texts_are_asked_for_by_the_names_of_their_columns(gray: Dataset) -> None:
+    with pytest.raises(BadInputError, match="expected a column text, caption or report in the metadata for the cond"):
+        choose_conditions(gray, ["text"])
 
 
 def test_the_summary_of_training_on_a_base_claims_no_cost_that_it_cannot_know(gray: Dataset, gray_plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from medgen.types import BadInputError
 _ID_COLUMNS = ("id", "case", "case_id")
 _IMAGE_COLUMNS = ("image", "file_name", "images", "path")
 _LABEL_COLUMNS = ("label", "mask", "segmentation")
-_TEXT_COLUMNS = ("text", "caption", "report")
+TEXT_COLUMNS = ("text", "caption", "report")
 _GROUP_COLUMNS = ("group", "patient", "patient_id", "subject", "subject_id")
 
 
@@ -108,10 +109,23 @@ def with_metadata(cases: Sequence[Case], path: Path) -> list[Case]:
     return _with_all_columns([told.get(case.case, case) for case in cases])
 
 
+def text_columns(cases: Iterable[Case]) -> dict[str, int]:
+    """Which columns of a table the texts of cases come from: of each case the first that is filled.
+
+    Args:
+        cases: Of one data set.
+
+    Returns:
+        Number of cases by column.
+    """
+    found = Counter(_first(_filled(case.meta), TEXT_COLUMNS) for case in cases if case.text)
+    return {column: found[column] for column in TEXT_COLUMNS if found[column]}
+
+
 def _with_facts(case: Case, row: Mapping[str, Any]) -> Case:
     """A case with what a row says of it besides its files."""
     values = _filled(row)
-    text_key, group_key, split = _first(values, _TEXT_COLUMNS), _first(values, _GROUP_COLUMNS), values.get("split")
+    text_key, group_key, split = _first(values, TEXT_COLUMNS), _first(values, _GROUP_COLUMNS), values.get("split")
     taken = {*(_first(row, names) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS, _ID_COLUMNS)), "split"}
     return replace(
         case,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from medgen.conditions.attributes import SPACING, Attribute, fit_attribute, fit_spacing
@@ -12,6 +12,7 @@ from medgen.conditions.text import fill_template
 from medgen.data.case import TRAIN_SPLITS, Case, Dataset
 from medgen.data.geometry import place
 from medgen.data.io import read_grid
+from medgen.data.metadata import TEXT_COLUMNS, text_columns
 from medgen.types import BadInputError
 
 SMALL_ENCODER = "small"
@@ -23,7 +24,8 @@ class TextPlan:
 
     Attributes:
         template: Text of a scan from the columns of its metadata, `{view}`, with `[, {age} years]` left out where a
-            column is empty; null takes the data set's own text.
+            column is empty; null takes the data set's own text: the first of the columns `text`, `caption` and `report`
+            that is filled.
         encoder: `small` learns its own words along with the denoiser; else the folder or Hub id of a text encoder.
         trainable: Whether a pretrained encoder is tuned too; the small one always is.
         length: Most words of a text, of which longer ones are cut in training.
@@ -56,6 +58,22 @@ class TextPlan:
             return (case.text or "").strip()
         return fill_template(self.template, case.meta)
 
+    def source(self, cases: Iterable[Case]) -> str:
+        """Where the texts of scans come from.
+
+        Args:
+            cases: The scans.
+
+        Returns:
+            In words, such as `column caption`.
+        """
+        if self.template is not None:
+            return f"template {self.template!r}"
+        columns = text_columns(cases)
+        if len(columns) == 1:
+            return f"column {next(iter(columns))}"
+        return ", ".join(f"column {name} of {count} scans" for name, count in columns.items()) or "no scan has one"
+
 
 @dataclass
 class ConditionsPlan:
@@ -85,6 +103,18 @@ class ConditionsPlan:
         """Names of the conditions."""
         maps = {"mask": self.mask, "edge": self.edge is not None, "text": self.text is not None}
         return (*(name for name, there in maps.items() if there), *self.attributes)
+
+    def describe(self, cases: Iterable[Case]) -> str:
+        """Names of the conditions, with where the texts come from.
+
+        Args:
+            cases: The scans that are learned from.
+
+        Returns:
+            Such as `mask, text (column caption), age`.
+        """
+        text = {"text": f"text ({self.text.source(cases)})"} if self.text is not None else {}
+        return ", ".join(text.get(name, name) for name in self.names) or "nothing"
 
     @property
     def needs_labels(self) -> bool:
@@ -120,8 +150,9 @@ def choose_conditions(dataset: Dataset, names: Sequence[str] | None = None) -> C
         elif name == "text":
             if not any(case.text for case in learned):
                 raise BadInputError(
-                    f"{dataset.root}: expected a column `text` in the metadata for the condition 'text', got none. Add "
-                    "it, or give a template of other columns in the plan (denoiser.conditions.text.template)."
+                    f"{dataset.root}: expected a column {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]} in the "
+                    "metadata for the condition 'text', got none. Add one, or give a template of other columns in the "
+                    "plan (denoiser.conditions.text.template)."
                 )
             found.text = TextPlan(length=_text_length([case.text for case in learned if case.text]))
         elif name == SPACING:

@@ -136,7 +136,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
         f"channels {', '.join(plan.channel_names.values())}; classes {', '.join(plan.class_names.values())}",
         f"data       {dataset.root}: {len(train)} scans for training, {len(val)} for validation"
         + (f", {left_out} left out (no label, or another split)" if left_out else ""),
-        f"steered by {', '.join(plan.denoiser.conditions.names) or 'nothing'}",
+        f"steered by {plan.denoiser.conditions.describe([*train, *val])}",
         f"grid       {grid}; compressed {plan.compression}x per axis",
         f"intensity  by {normalization.method}{bounds}; synthetic scans as {plan.image_dtype}",
         f"machine    {machine.name}, {machine.cores} CPU cores, {machine.memory_gb:.0f} GB, "

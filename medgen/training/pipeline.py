@@ -57,8 +57,9 @@ def train(
         plan: Plan to follow, as `plan.yaml` of another run; by default `plan.yaml` in the output folder, or else one
             that is made from the data.
         conditions: What is to steer the generator, where the plan is made from the data: mask (label maps), edge, text
-            (column `text` of the metadata), spacing (voxel size), any column such as view or age, or none; by default
-            mask. Each may be left out at synthesis. Scans without a label map are used where more than masks steer.
+            (column `text`, `caption` or `report` of the metadata, the first that is filled), spacing (voxel size), any
+            column such as view or age, or none; by default mask. Each may be left out at synthesis. Scans without a
+            label map are used where more than masks steer.
         base: Finished model to go on from: folder, embedded name or Hub id, also of a Stable Diffusion 1.x or 2.x
             pipeline. For mask or edge, if that does not steer it yet, a control branch is trained while the model stays
             as it is; again with the other, it gets a second one. For conditions that it has, it is tuned to the scans:

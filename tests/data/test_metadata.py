@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from medgen.data.dataset import read_dataset
+from medgen.data.metadata import text_columns
 from medgen.types import BadInputError
 
 
@@ -47,6 +48,16 @@ def test_rows_give_texts_groups_splits_and_facts_by_case(folder: Path) -> None:
         {"patient": "p2", "age": "", "text": "a note"},
     ]
     assert after.format == "nnunet"
+
+
+def test_the_text_is_that_of_the_first_column_that_is_filled_and_is_known_to_be(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("id,report,caption,text\na,r,c,t\nb,r,c,\nc,r,,\n")
+    cases = read_dataset(folder).cases
+    assert [case.text for case in cases] == ["t", "c", "r"]
+    assert text_columns(cases) == {"text": 1, "caption": 1, "report": 1}
+    assert list(text_columns([cases[1], cases[0], cases[1]]).items()) == [("text", 1), ("caption", 2)]
+    (folder / "metadata.csv").unlink()
+    assert text_columns(read_dataset(folder).cases) == {}
 
 
 def test_a_split_of_dataset_json_comes_first_and_json_lines_count_too(folder: Path) -> None:

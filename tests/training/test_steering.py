@@ -93,7 +93,9 @@ def branched(folder, tmp_path_factory, tiny_plan) -> Path:
 def test_a_run_with_every_condition_keeps_them_all(folder, tmp_path, tiny_plan, capsys):
     plan = _steered(tiny_plan, ALL)
     train(folder, tmp_path / "run", plan=plan, device="cpu")
-    assert "not used" not in capsys.readouterr().out  # unlabelled scans teach the other conditions
+    told = capsys.readouterr().out
+    assert "not used" not in told  # unlabelled scans teach the other conditions
+    assert "\nsteered by mask, edge, text (column text), view, age\n" in told
     made = Generator.from_pretrained(tmp_path / "run")
     assert made.conditions == ("mask", "edge", "text", "age", "view")
     assert isinstance(made.text_encoder, TextEncoder)
