@@ -473,7 +473,7 @@ def test_the_summary_counts_the_parameters_of_the_real_networks(gray: Dataset, g
     [
         ([{"caption": "c"}], None, "column caption"),
         ([{"text": "t", "caption": "c"}], None, "column text"),
-        ([{"text": "", "caption": "c"}, {"text": "t"}], None, "column text of 2 scans, column caption of 2)"),
+        ([{"text": "", "caption": "c"}, {"text": "t"}], None, "column text of 2 scans, column caption of 2 scans)"),
         ([{"view": "PA"}], "{view} view", "template '{view} view'"),
         ([{}], None, "no scan has one"),
     ],
