@@ -209,6 +209,14 @@ def test_mixed_spacings_are_resampled_to_their_median_in_the_model_axis_order(mi
     assert any("resampled to the median" in note for note in plan.fingerprint["notes"])
 
 
+def test_where_spacing_steers_scans_keep_theirs_and_no_note_says_otherwise(mixed: Dataset) -> None:
+    plan = make_plan(mixed, conditions=["mask", "spacing"], device="cpu")
+    shapes = [nib.as_closest_canonical(nib.load(case.images[0])).shape for case in mixed.cases]
+    assert plan.spacing is None
+    assert plan.size == tuple(math.ceil(n / 8) * 8 for n in np.median(shapes, axis=0))
+    assert not any("resampled" in note or "factor" in note for note in plan.fingerprint["notes"])
+
+
 def test_floats_of_a_narrow_range_stay_floats(mixed_plan: Plan) -> None:
     assert mixed_plan.image_dtype == "float32"
 

@@ -88,9 +88,8 @@ def make_plan(
     seen = fingerprint(dataset, needs_labels=steered.needs_labels, device=device)
     notes = list(seen.notes)
     kind = seen.machine.kind
-    spacing, size, compression, crops = _choose_grid(seen, notes)
-    if SPACING in steered.attributes:
-        spacing = None  # a scan that is resampled to one voxel size has none to tell
+    # A scan that is resampled to one voxel size has none to tell.
+    spacing, size, compression, crops = _choose_grid(seen, notes, resamples=SPACING not in steered.attributes)
     normalization = _choose_normalization(seen, notes)
     variants = 4 if seen.useful >= 150 else 8 if seen.useful >= 50 else 16
     shared: dict[str, Any] = {
@@ -134,11 +133,13 @@ def make_plan(
     )
 
 
-def _choose_grid(seen: Fingerprint, notes: list[str]) -> tuple[tuple[float, ...] | None, Shape, int, int]:
+def _choose_grid(
+    seen: Fingerprint, notes: list[str], *, resamples: bool
+) -> tuple[tuple[float, ...] | None, Shape, int, int]:
     """Spacing, size, compression, and crops that fill a scan: whole median scans, else coarser ones, else crops."""
     most = _MOST_VOXELS[seen.spatial_dims, seen.machine.kind]
     shape, spacing = np.array(seen.sizes[1], dtype=float), None
-    if seen.spacings is not None and seen.extent is not None:
+    if resamples and seen.spacings is not None and seen.extent is not None:
         finest, median, coarsest = np.array(seen.spacings)
         spacing, extent = median.copy(), np.array(seen.extent)
         # No coarser than what the finest scan may still be resampled to, less what rounding takes.
