@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medgen.networks.autoencoder import Autoencoder
 from medgen.networks.control import Control
 from medgen.networks.denoiser import Denoiser
-from medgen.networks.lora import add_lora, load_lora, merge_lora, require_peft, save_lora
+from medgen.networks.lora import add_lora, find_lora_layers, load_lora, merge_lora, require_peft, save_lora
 from medgen.networks.pretrained_text import PretrainedTextEncoder
 from medgen.networks.text_encoder import TextEncoder, encode_unique
 from medgen.networks.vocabulary import Vocabulary
@@ -41,6 +41,7 @@ __all__ = [
     "Vocabulary",
     "add_lora",
     "encode_unique",
+    "find_lora_layers",
     "load_lora",
     "merge_lora",
     "read_control",

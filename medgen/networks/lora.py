@@ -47,6 +47,24 @@ def add_lora(network: nn.Module, rank: int = 8, targets: Sequence[str] | None = 
     if rank < 1:
         raise BadInputError(f"rank: expected 1 or more, got {rank}. Take for example 8.")
     _refuse_tuned(network)
+    chosen = find_lora_layers(network, targets)
+    _inject(network, dict.fromkeys(chosen, rank))
+    return chosen
+
+
+def find_lora_layers(network: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
+    """Layers of a network that LoRA weights would go beside.
+
+    Args:
+        network: As for :func:`add_lora`.
+        targets: As there.
+
+    Returns:
+        Their names.
+
+    Raises:
+        BadInputError: If no layer has one of these names.
+    """
     layers = [name for name, module in network.named_modules() if isinstance(module, _LAYERS)]
     wanted = targets if targets is not None else [end for end in ATTENTION if any(map(_ends(end), layers))]
     unknown = [target for target in wanted if not any(map(_ends(target), layers))]
@@ -55,9 +73,7 @@ def add_lora(network: nn.Module, rank: int = 8, targets: Sequence[str] | None = 
             f"LoRA targets: expected ends of names of layers of {type(network).__name__}, got "
             f"{', '.join(unknown) or 'none'}. There are {', '.join(_kinds(layers)) or 'no layers'}."
         )
-    chosen = [name for name in layers if any(_ends(end)(name) for end in wanted)]
-    _inject(network, dict.fromkeys(chosen, rank))
-    return chosen
+    return [name for name in layers if any(_ends(end)(name) for end in wanted)]
 
 
 def save_lora(network: nn.Module, folder: str | Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medgen.data.dataset import Dataset, read_dataset
 from medgen.generator import Generator
-from medgen.networks import require_peft
+from medgen.networks import find_lora_layers, require_peft
 from medgen.planning import (
     Plan,
     StageName,
@@ -111,8 +111,9 @@ def train(
     if model is not None:
         check_base(model, plan, dataset)
     check_plan(plan, dataset)
-    if plan.tuning is not None and plan.tuning.lora_rank is not None:
+    if model is not None and plan.tuning is not None and plan.tuning.lora_rank is not None:
         require_peft()
+        find_lora_layers(model.denoiser, plan.tuning.lora_targets or None)  # refuses targets that it lacks
     if dry_run:
         print(summarize_plan(cap_steps(plan, max_steps), dataset, device=device, seed=seed))
         show_plan(folder, plan)
@@ -137,7 +138,8 @@ def train(
 def _require_conditions(plan: Plan, names: Sequence[str]) -> None:
     """Refuse conditions that contradict a plan."""
     planned = (plan.control,) if plan.control else plan.denoiser.conditions.names
-    fits = set(names) <= set(planned) if plan.tuning else set(planned) == set(names) - {"none"}
+    wanted = set(names) - {"none"}
+    fits = wanted <= set(planned) if plan.tuning else wanted == set(planned)
     if not fits:
         raise BadInputError(
             f"conditions: expected {', '.join(planned) or 'none'}, as in the plan that is followed, got "

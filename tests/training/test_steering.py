@@ -340,6 +340,16 @@ def test_a_missing_peft_is_told_before_anything_is_written(folder, branched, tmp
     train(folder, tmp_path / "run", **{**words, "dry_run": True})  # all weights are tuned without it
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_unknown_lora_targets_are_told_before_anything_is_written(folder, branched, tmp_path, dry_run):
+    pytest.importorskip("peft")
+    plan = plan_on(Generator.from_pretrained(branched), read_dataset(folder), ["mask"], lora_rank=2, device="cpu")
+    plan = dataclasses.replace(plan, tuning=dataclasses.replace(plan.tuning, lora_targets=("to_query",)))
+    with pytest.raises(BadInputError, match=r"LoRA targets: expected ends of names of layers .*, got to_query\. There"):
+        train(folder, tmp_path / "run", plan=plan, base=str(branched), device="cpu", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_tuned_learns_beside_the_branch_as_it_is_used(branched):
     made = Generator.from_pretrained(branched)
     draw = torch.Generator().manual_seed(0)
@@ -385,15 +395,17 @@ def test_a_model_is_adapted_to_scans_without_labels_and_learns_to_know_them(fold
         Image.fromarray((120 + 300 * picture).clip(0, 255).astype(np.uint8)).save(
             tmp_path / "target" / "images" / f"scan_{index}.png"
         )
-    train(
-        tmp_path / "target",
-        tmp_path / "adapted",
-        conditions=["none"],
-        base=str(tmp_path / "base"),
-        lora_rank=2,
-        max_steps=3,
-        device="cpu",
-    )
+    for dry_run in (True, False, False):  # after a look at it, and again
+        train(
+            tmp_path / "target",
+            tmp_path / "adapted",
+            conditions=["none"],
+            base=str(tmp_path / "base"),
+            lora_rank=2,
+            max_steps=3,
+            device="cpu",
+            dry_run=dry_run,
+        )
     base, made = (Generator.from_pretrained(tmp_path / name) for name in ("base", "adapted"))
     assert made.conditions == base.conditions == ("mask",)
     assert (tmp_path / "adapted" / "lora").is_dir()
