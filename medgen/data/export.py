@@ -11,7 +11,8 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +44,6 @@ _OWN_NAMES = (
     "gates.png",
     RUN_FILE,
 )
-# Which of these hold what a run has made or found; the others are its papers.
-_RESULTS = ("imagesTr", "labelsTr", "manifest.jsonl", "rejected", "scores.jsonl", "gates.json")
 # A training run keeps a `run.json` too, and one of these beside it.
 _TRAINING_NAMES = ("plan.yaml", "checkpoints")
 _CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -72,8 +71,6 @@ def prepare_output(
     folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> Literal["new", "resumed"]:
     """Make a folder ready for a run, or for the rest of an interrupted one.
-
-    A run that ended before its first scan does not hold the folder: another one starts afresh there.
 
     Args:
         folder: Where the run writes. It is made if it does not exist.
@@ -109,7 +106,7 @@ def prepare_output(
                 f"{root}: expected an empty folder or an output of synthesize, got a folder whose {RUN_FILE} is not of "
                 "a synthesis, such as a training run. Choose another output folder."
             )
-        if not overwrite and _has_results(root):
+        if not overwrite:
             raise BadInputError(
                 f"{root}: expected an empty folder or the same run, got another run{_difference(found, wanted)}. "
                 "Choose another output folder, or pass --overwrite to replace that run."
@@ -129,6 +126,32 @@ def prepare_output(
     _make_folders(root)
     write_json(run_file, wanted)
     return "new"
+
+
+@contextmanager
+def released_on_failure(
+    folder: str | Path, settings: Mapping[str, Any], *, claimed: bool = True, papers: Sequence[str] = ()
+) -> Iterator[None]:
+    """Give a folder up where the run that has claimed it fails before it made anything, so that another may take it.
+
+    A folder with any other file in it, or that another run has replaced meanwhile, stays as it is.
+
+    Args:
+        folder: As :func:`prepare_output` has made it.
+        settings: As given there.
+        claimed: Whether it was ``new`` there; one of a run that is continued is never given up.
+        papers: Names of files beside ``run.json`` that say nothing of what was made.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except BaseException:
+        if claimed:
+            with suppress(OSError, ValueError):  # the failure of the run is what counts
+                _release(Path(folder), settings, papers)
+        raise
 
 
 def file_ending(grid: Grid, image_dtype: ImageDtype) -> str:
@@ -336,10 +359,20 @@ def _is_synthesis(root: Path, found: Any) -> bool:
     return isinstance(found, dict) and bool({"model_hash", "reference_digest"} & set(found)) and not trained
 
 
-def _has_results(root: Path) -> bool:
-    """Whether a run has left anything but empty folders, empty files and halves of files."""
-    paths = [path for name in _RESULTS for path in (root / name, *(root / name).rglob("*"))]
-    return any(path.is_file() and path.stat().st_size and not path.name.endswith(".partial") for path in paths)
+def _release(root: Path, settings: Mapping[str, Any], papers: Sequence[str]) -> None:
+    run_file = root / RUN_FILE
+    wanted = json.loads(json.dumps(settings, default=str))
+    own = {"imagesTr", "labelsTr", RUN_FILE, *papers}
+    if {path.name for path in root.iterdir()} - own or json.loads(run_file.read_text(encoding="utf-8")) != wanted:
+        return
+    try:
+        for name in ("imagesTr", "labelsTr"):
+            (root / name).rmdir()  # fails where anything is in it, also by another process of this run
+    except OSError:
+        _make_folders(root)
+        return
+    for name in (*papers, RUN_FILE):
+        (root / name).unlink(missing_ok=True)
 
 
 def _make_folders(root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from medgen.data.case import Dataset
 from medgen.data.dataset import read_dataset
-from medgen.data.export import prepare_output
+from medgen.data.export import prepare_output, released_on_failure
 from medgen.filtering.folder import (
     REJECTED,
     SCORES,
@@ -97,9 +97,10 @@ def filter_pairs(
         "gates": list(chosen),
         "real_rejected": share,
     }
-    prepare_output(output, identity, overwrite=overwrite)
-    fitted = source.fit(chosen, share, target, overwrite=overwrite)
-    lines = _judge_all(output, dataset, records, fitted, ending)
+    claimed = prepare_output(output, identity, overwrite=overwrite) == "new"
+    with released_on_failure(output, identity, claimed=claimed):
+        fitted = source.fit(chosen, share, target, overwrite=overwrite)
+        lines = _judge_all(output, dataset, records, fitted, ending)
     return _close(output, dataset, lines, fitted, ending)
 
 

@@ -39,7 +39,7 @@ def open_folder(
     rejected: Sequence[Rejection],
     *,
     overwrite: bool,
-) -> None:
+) -> bool:
     """Claim the folder; of a run to continue keep the scans whose files are whole.
 
     Args:
@@ -48,8 +48,12 @@ def open_folder(
         arguments: What says it again, for ``synthesize.yaml``.
         rejected: Label maps that were left out.
         overwrite: Replace another run.
+
+    Returns:
+        Whether the run is new there.
     """
-    if prepare_output(output, identity, overwrite=overwrite) == "resumed":
+    new = prepare_output(output, identity, overwrite=overwrite) == "new"
+    if not new:
         records = salvage_manifest(output / MANIFEST)
         whole = [record for record in records if is_whole(output, record)]
         if len(whole) < len(records):
@@ -59,6 +63,7 @@ def open_folder(
         append_rejection(output, rejection)
     header = "# Of files and folders only the names are kept: give those anew, such as --model and --labels.\n"
     write_text(output / ARGUMENTS, header + yaml.safe_dump(arguments, sort_keys=False))
+    return new
 
 
 def read_done(output: Path) -> list[SampleRecord]:

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from medgen.data.dataset import Rejection
+from medgen.data.export import released_on_failure
 from medgen.generator import Generator
 from medgen.precision import Precision, resolve_precision
 from medgen.provenance import (
@@ -23,7 +24,7 @@ from medgen.provenance import (
     runtime_info,
     sha256_file,
 )
-from medgen.synthesis.folder import open_folder, read_done, read_made, write_sample
+from medgen.synthesis.folder import ARGUMENTS, open_folder, read_done, read_made, write_sample
 from medgen.synthesis.gated import Filter, close_gated, draw_accepted
 from medgen.synthesis.labels import prepare
 from medgen.synthesis.papers import REJECTED, append_rejection, close_folder
@@ -217,20 +218,22 @@ def synthesize(
     arguments = {"model": name, "device": str(chosen), **job.arguments}
     if edge_control is not None:
         arguments["edge_control"] = Path(edge_control).resolve().name if Path(edge_control).exists() else edge_control
+    claimed = False
     if state.is_main_process:
-        open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
+        claimed = open_folder(output, job.identity, arguments, job.rejected, overwrite=overwrite)
         why = " (auto)" if precision == "auto" and again is None else ""
         print(f"model {name} on {chosen} in {_describe(job.batches[0].settings, why, sorted(evaluations))}")
         if job.splits:
             print(job.splits)
-    state.wait_for_everyone()
-    make = partial(_make, output, generator, name, state=state, skip_bad=skip_bad)
-    if gates is None:
-        make(job.batches)
-    else:
-        wait, main = state.wait_for_everyone, state.is_main_process
-        draw_accepted(output, gates, generator, job.batches, make, wait, main=main)
-    state.wait_for_everyone()
+    with released_on_failure(output, job.identity, claimed=claimed, papers=(ARGUMENTS, REJECTED)):
+        state.wait_for_everyone()
+        make = partial(_make, output, generator, name, state=state, skip_bad=skip_bad)
+        if gates is None:
+            make(job.batches)
+        else:
+            wait, main = state.wait_for_everyone, state.is_main_process
+            draw_accepted(output, gates, generator, job.batches, make, wait, main=main)
+        state.wait_for_everyone()
     if state.is_main_process:
         records = read_done(output)
         if gates is not None and not records:

@@ -22,6 +22,7 @@ from medgen.data.export import (
     file_ending,
     is_rgb,
     prepare_output,
+    released_on_failure,
     write_case,
     write_dataset_json,
 )
@@ -227,26 +228,50 @@ def test_another_run_is_refused_with_the_setting_that_differs_and_stays_intact(t
     assert {name: (root / name).read_bytes() for name in files(root)} == before
 
 
-@pytest.mark.parametrize(
-    "result",
-    ["", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "manifest.jsonl", "rejected/imagesTr/a.png", "scores.jsonl"],
-)
-def test_a_run_without_a_finished_scan_makes_room_for_another(tmp_path: Path, result: str) -> None:
+@pytest.mark.parametrize("found", ["", "imagesTr/.b_0000.nii.gz.77.partial", "manifest.jsonl"])
+def test_a_folder_in_which_another_run_is_at_work_is_refused_even_before_its_first_scan(
+    tmp_path: Path, found: str
+) -> None:
     prepare_output(tmp_path, SETTINGS)
-    (tmp_path / "imagesTr/.b_0000.nii.gz.77.partial").write_bytes(b"half")
-    (tmp_path / "manifest.jsonl").touch()
-    (tmp_path / "notes.txt").write_text("mine")
-    other = {**SETTINGS, "seed": 1}
-    if not result:
-        assert prepare_output(tmp_path, other) == "new"
-        assert files(tmp_path) == ["notes.txt", "run.json"]
-        assert json.loads((tmp_path / "run.json").read_text()) == other
-        return
-    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / result).write_text("precious")
+    if found:
+        (tmp_path / found).write_bytes(b"half")
+    before = files(tmp_path)
     with pytest.raises(BadInputError, match=r"another run \(seed: 0 there, 1 now\)"):
-        prepare_output(tmp_path, other)
-    assert (tmp_path / result).read_text() == "precious"
+        prepare_output(tmp_path, {**SETTINGS, "seed": 1})
+    assert files(tmp_path) == before
+    assert json.loads((tmp_path / "run.json").read_text()) == SETTINGS
+
+
+def fail(root: Path, *, claimed: bool = True) -> None:
+    with pytest.raises(KeyboardInterrupt), released_on_failure(root, SETTINGS, claimed=claimed, papers=("a.yaml",)):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_fails_before_it_made_anything_makes_room_for_another(tmp_path: Path) -> None:
+    prepare_output(tmp_path, SETTINGS)
+    (tmp_path / "a.yaml").touch()
+    with released_on_failure(tmp_path, SETTINGS, papers=("a.yaml",)):
+        pass
+    assert files(tmp_path) == ["a.yaml", "run.json"]
+    fail(tmp_path, claimed=False)
+    assert files(tmp_path) == ["a.yaml", "run.json"]
+    fail(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert prepare_output(tmp_path, {**SETTINGS, "seed": 1}) == "new"
+    fail(tmp_path)  # the folder is another run's by now
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    "made", ["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "manifest.jsonl", "rejected/imagesTr/a.png", "notes.txt"]
+)
+def test_a_run_that_fails_keeps_its_folder_with_anything_that_is_in_it(tmp_path: Path, made: str) -> None:
+    prepare_output(tmp_path, SETTINGS)
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).write_text("precious")
+    fail(tmp_path)
+    assert files(tmp_path) == sorted([made, "run.json"])
+    assert prepare_output(tmp_path, SETTINGS) == "resumed"
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:

@@ -416,6 +416,7 @@ def test_interrupted_training_goes_on_with_the_missing_fold(
     monkeypatch.setattr(run, "judge_cases", _stop)
     with pytest.raises(KeyboardInterrupt):
         filter_pairs(made, real, tmp_path / "out", steps=STEPS)
+    assert not list((tmp_path / "out").iterdir())  # nothing is judged yet, and another run may have it
     again = tmp_path / "out_gates"
     assert (again / "segmenter_0.safetensors").stat().st_mtime_ns == first
     whole = filtered.with_name("accepted_gates") / "segmenter_2.safetensors"

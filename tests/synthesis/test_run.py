@@ -368,6 +368,27 @@ def test_a_run_that_did_not_fit_goes_on_with_less_memory(
     assert (saved["batch_size"], saved["max_memory_gb"]) == (1, 4.0)
 
 
+def test_the_corrected_command_after_a_run_that_failed_before_its_first_scan_works(
+    model_3d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"model": str(model_3d), "num_samples": 1, **FAST}
+    refused = []
+
+    def fails(self: Generator, latents: torch.Tensor, **bound: object) -> torch.Tensor:
+        with pytest.raises(BadInputError, match=r"another run \(seed: 0 there, 1 now\)") as caught:
+            synthesize(tmp_path / "out", seed=1, **arguments)  # beside the run that is at work
+        refused.append(caught)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "decode", fails)
+        with pytest.raises(MemoryError):
+            synthesize(tmp_path / "out", **arguments)
+    assert len(refused) == 1
+    assert not list((tmp_path / "out").iterdir())
+    assert len(synthesize(tmp_path / "out", seed=1, **arguments)) == 1
+
+
 @pytest.mark.parametrize(("spatial_dims", "dtype"), [(2, "float32"), (3, "uint8")])
 def test_colors_that_no_png_holds_are_one_file_per_channel(
     make_generator: Callable[..., Generator], tmp_path: Path, spatial_dims: int, dtype: str
