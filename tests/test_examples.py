@@ -55,6 +55,20 @@ def test_own_conditions_steer_alone_together_and_by_a_table(repository, tmp_path
     assert [sorted(row) for row in steered["by_table"]] == [["text"], ["attributes", "edge"], ["attributes"]]
 
 
+def test_a_volume_is_changed_where_it_should_be_and_keeps_its_place(repository, tmp_path):
+    printed = run(repository, "edit_3d.py", "--output", tmp_path, "--steps", 2)
+    kept = [int(share) for share in re.findall(r": (\d+) % of the voxels", printed)]
+    assert kept[0] < 20 and all(20 < share < 100 for share in kept[1:])
+    source = nib.load(next((tmp_path / "source" / "imagesTr").glob("*.nii.gz")))
+    label = next((tmp_path / "source" / "labelsTr").glob("*.nii.gz"))
+    for name in ("look", "region", "anatomy"):
+        image, after = (nib.load(tmp_path / f"{name}{ending}.nii.gz") for ending in ("", "_label"))
+        np.testing.assert_array_equal(image.affine, source.affine)
+        same = np.array_equal(after.dataobj, nib.load(label).dataobj)
+        assert same == (name != "anatomy")
+    assert Image.open(tmp_path / "edited.png").size[0] > 600
+
+
 @pytest.mark.parametrize("name", ["monai_2d", "monai_3d", "pytorch"])
 def test_loops_train_on_real_and_synthetic_pairs(repository, tmp_path, name):
     printed = run(repository, f"{name}.py", "--toy", tmp_path / "toy")
