@@ -364,7 +364,7 @@ def test_control_branches_act_by_their_scale_and_in_their_time(controlled: Gener
     ("arguments", "message"),
     [
         ({"conditioning_scale": -1.0}, "conditioning_scale: expected a finite number of 0 or more, got -1"),
-        ({"start": 0.5, "end": 0.5}, r"expected rising shares of the sampling in \[0, 1\], got 0.5 and 0.5"),
+        ({"start": 0.5, "end": 0.5}, r"rising shares of the noise process in \[0, 1\], .* got 0.5 and 0.5"),
         ({"end": 1.5}, "expected rising shares"),
     ],
 )

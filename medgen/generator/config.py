@@ -24,7 +24,8 @@ class ControlUse:
 
     Attributes:
         conditioning_scale: Factor on what it adds; 1 is as trained, 0 switches it off.
-        start: Share of the noise process, counted from pure noise, at which it begins.
+        start: Share of the noise process, counted from pure noise, at which it begins. Diffusers has a share of the
+            steps in its place, which is another time unless the steps are evenly spaced.
         end: Share at which it ends; 1 is the finished image.
     """
 
@@ -44,8 +45,8 @@ class ControlUse:
             )
         if not 0 <= self.start < self.end <= 1:
             raise BadInputError(
-                f"control start and end: expected rising shares of the sampling in [0, 1], got {self.start} and "
-                f"{self.end}. 0 and 1 is all of it."
+                "control start and end: expected rising shares of the noise process in [0, 1], counted from pure "
+                f"noise, got {self.start} and {self.end}. 0 and 1 is all of it."
             )
 
 

@@ -133,7 +133,8 @@ class SamplingSettings:
         sampler_spacing: Name of its timestep spacing.
         num_inference_steps: Network steps.
         guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), for all conditions or by name; None,
-            and a name that is missing, is the model's own.
+            and a name that is missing, is the model's own, and so is one that the model has a scale of its own for
+            where a single number is given.
         guidance_interval: Shares of the noise process between which guidance acts; 0 is the image, 1 pure noise.
         guidance_rescale: Share by which guidance gives back the standard deviation that it adds.
         temperature: Factor on the noise that an image starts from; None is the model's own.

@@ -130,11 +130,13 @@ def synthesize(
         sampler_spacing: Spacing of the steps: 'default', 'lu', 'karras' or 'uniform'.
         num_inference_steps: Steps of the sampler; more is slower and more exact.
         guidance_scale: How strictly the scan follows its conditions (1: as trained), one number for all or by name such
-            as '{mask: 1.5, text: 5}'; by default, and for names that are left out, the model's own.
+            as '{mask: 1.5, text: 5}'; by default, and for names that are left out, the model's own. One number leaves
+            conditions for which the model has a scale of their own, as for the edges of a ControlNet (1), at that.
         guidance_interval: Shares of the noise process between which guidance acts: 0 is the image, 1 pure noise.
         guidance_rescale: Share in [0, 1] by which the contrast that guidance adds is taken back.
-        controls: How control branches act, where not as trained: their conditioning_scale, and the shares of the
-            sampling at which they start and end, such as '{edge: {conditioning_scale: 0.7, end: 0.6}}'.
+        controls: How control branches act, where not as trained: their conditioning_scale, and the shares of the noise
+            process, counted from pure noise, at which they start and end (in diffusers they are shares of the
+            steps), such as '{edge: {conditioning_scale: 0.7, end: 0.6}}'.
         minority_scale: How far scans are led from what the model usually makes towards rare looks (0: off; 0.5 is
             clearly seen, as contrast above all; more also strays from the label maps). Costs a quarter more network
             evaluations, and gradients.

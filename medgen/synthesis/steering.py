@@ -164,7 +164,7 @@ def resolve_scales(
 
     Args:
         generator: The model.
-        guidance_scale: For all conditions or by name, or None.
+        guidance_scale: For all conditions but those that the model has a scale of their own for, or by name, or None.
 
     Returns:
         One scale, or that of each of the model's conditions.
@@ -173,17 +173,20 @@ def resolve_scales(
         BadInputError: If a name is not that of a condition of the model.
     """
     config = generator.config
-    if not isinstance(guidance_scale, Mapping) and (guidance_scale is not None or not config.guidance_scales):
-        return config.guidance_scale if guidance_scale is None else guidance_scale
-    guidance_scale = guidance_scale or {}
-    unknown = sorted(set(guidance_scale) - set(generator.conditions))
+    if isinstance(guidance_scale, Mapping):
+        for_all, named = config.guidance_scale, guidance_scale
+    else:
+        for_all, named = config.guidance_scale if guidance_scale is None else guidance_scale, {}
+        if not config.guidance_scales:
+            return for_all
+    unknown = sorted(set(named) - set(generator.conditions))
     if unknown:
         raise BadInputError(
             f"guidance_scale: expected conditions among {', '.join(generator.conditions) or 'none'}, by which the "
             f"model '{generator.config.name}' is steered, got {', '.join(unknown)}. Leave it out."
         )
-    own = {**dict.fromkeys(generator.conditions, config.guidance_scale), **config.guidance_scales}
-    return {name: float(scale) for name, scale in {**own, **guidance_scale}.items()}
+    own = {**dict.fromkeys(generator.conditions, for_all), **config.guidance_scales}
+    return {name: float(scale) for name, scale in {**own, **named}.items()}
 
 
 def describe_scales(scales: float | Mapping[str, float] | None) -> str:

@@ -63,6 +63,9 @@ def test_a_pipeline_and_a_controlnet_make_scans_that_follow_edges(saved_pipeline
     assert off == plain
     first = read_manifest(tmp_path / "steered" / "manifest.jsonl")[0]
     assert first.guidance_scale == {"text": 7.5, "edge": 1.0}
+    assert synthesize(tmp_path / "said", *both, "--guidance_scale", "7.5") == steered
+    edges_too = synthesize(tmp_path / "edges_too", *both, "--guidance_scale", "{edge: 7.5}")
+    assert not {*steered} & {*edges_too}
     assert first.network_evaluations == 2 * 2  # as in diffusers: with the text and without, the edges in both
     assert first.model_hash != read_manifest(tmp_path / "plain" / "manifest.jsonl")[0].model_hash
     assert "edge_control: canny\n" in (tmp_path / "steered" / "synthesize.yaml").read_text()
@@ -88,8 +91,9 @@ def test_maps_that_it_does_not_read_come_with_what_adds_them(saved_pipeline, sca
         assert remedy in told
 
 
+@pytest.mark.parametrize("scale", [None, 4.0, {"text": 4.0}])
 @torch.no_grad()
-def test_guided_by_text_the_edges_act_in_both_passes_as_in_diffusers(saved_pipeline, pipeline, controlnet):
+def test_guided_by_text_the_edges_act_in_both_passes_as_in_diffusers(saved_pipeline, pipeline, controlnet, scale):
     generator = Generator.from_pretrained(saved_pipeline, edge_control=controlnet)
     assert generator.conditions == ("text", "edge")
     draw = torch.Generator().manual_seed(0)
@@ -103,10 +107,12 @@ def test_guided_by_text_the_edges_act_in_both_passes_as_in_diffusers(saved_pipel
             pipeline.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
         )
     condition = Condition({"text": words, "edge": torch.cat([picture, torch.ones_like(picture)], dim=1)})
-    settings = SamplingSettings(controls={"edge": {"conditioning_scale": 0.8}})
+    settings = SamplingSettings(guidance_scale=scale, controls={"edge": {"conditioning_scale": 0.8}})
     uses = control_uses(generator, settings)
     guided = guide(generator, condition, settings, lambda *given: generator.denoise(*given, controls=uses))
-    torch.testing.assert_close(guided(x, t), theirs[0] + 7.5 * (theirs[1] - theirs[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        guided(x, t), theirs[0] + (7.5 if scale is None else 4) * (theirs[1] - theirs[0]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_controlnet_is_packed_with_the_model_and_goes_with_a_tuned_one(saved_pipeline, controlnet, scans, tmp_path):
