@@ -120,6 +120,28 @@ def extract_edges(
     return torch.from_numpy(edge.astype(np.float32))[None]
 
 
+def from_whole_numbers(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Edge strength of a map that is stored as whole numbers.
+
+    Args:
+        values: Of any shape, from 0 to the largest number of so many bits, which stands for 1.
+        bits: Of each number, such as 8.
+
+    Returns:
+        The same shape, in [0, 1].
+
+    Raises:
+        BadInputError: If some are not 0, but all so small that nothing would show, as where 1 was meant to be an edge.
+    """
+    whole, largest = 2**bits - 1, float(values.max())
+    if 0 < largest <= _GRAY * whole:
+        raise BadInputError(
+            f"edge map: expected values from 0 to {whole} in a file of {bits} bits, got none above {largest:g}, which "
+            f"would show no edges. Multiply the map by {int(whole // largest)}."
+        )
+    return values / whole
+
+
 def check_edges(edge: torch.Tensor, shape: Shape) -> None:
     """Refuse an edge map that does not fit.
 

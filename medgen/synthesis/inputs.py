@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from medgen.conditions.edge import check_edges, check_outlines, extract_edges
+from medgen.conditions.edge import check_edges, check_outlines, extract_edges, from_whole_numbers
 from medgen.data.dataset import (
     Rejection,
     check_same_grid,
@@ -285,9 +285,9 @@ def _read(paths: Sequence[Path], *, ready: bool, outlines: bool = False) -> tupl
     if not ready:
         return read_scan(paths)
     image, grid = read_image(paths[0])
-    if paths[0].name.lower().endswith(".png"):
-        image = image / (2 ** paths[0].read_bytes()[_PNG_DEPTH] - 1)
     try:
+        if paths[0].name.lower().endswith(".png"):
+            image = from_whole_numbers(image, paths[0].read_bytes()[_PNG_DEPTH])
         check_edges(image, grid.shape)
         if outlines:
             check_outlines(image)

@@ -20,6 +20,7 @@ from medgen.conditions.edge import (
     check_outlines,
     edge_channels,
     extract_edges,
+    from_whole_numbers,
 )
 from medgen.types import BadInputError
 
@@ -282,6 +283,22 @@ def test_images_that_have_no_edges_to_speak_of_are_refused() -> None:
 def test_edge_maps_that_do_not_fit_are_refused(edge: torch.Tensor, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         check_edges(edge, (8, 8))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_whole_numbers_are_edges_by_the_largest_of_their_bits(bits: int) -> None:
+    whole = 2**bits - 1
+    values = torch.tensor([0.0, whole])
+    assert from_whole_numbers(values, bits).tolist() == [0, 1]
+    assert not from_whole_numbers(torch.zeros(3), bits).any()
+    if bits < 8:
+        assert from_whole_numbers(values / whole, bits)[1] == 1 / whole
+        return
+    assert from_whole_numbers(values // 19, bits)[1] > 0.05  # the least that counts as gray
+    with pytest.raises(
+        BadInputError, match=rf"expected values from 0 to {whole} .*above 1, .*Multiply .* by {whole}\."
+    ):
+        from_whole_numbers(values / whole, bits)
 
 
 def test_edge_maps_from_zero_to_one_pass() -> None:
