@@ -17,7 +17,7 @@ from medgen.generator import Generator, GeneratorConfig
 from medgen.networks import Autoencoder, Denoiser, TextEncoder
 
 WORDS = ("chest", "x", "ray", "effusion", "no", "finding", "pa", "ap")
-ALL = ("mask", "edge", "text", "view", "age", SPACING)
+ALL = ("mask", "edge", "text", "view", "age", "code", SPACING)
 
 
 def build_generator(
@@ -28,6 +28,7 @@ def build_generator(
     attributes = {
         "view": Attribute("category", values=("AP", "PA")),
         "age": Attribute("number", mean=50.0, std=10.0),
+        "code": Attribute("vector", width=3),  # such as an embedding of another network
         SPACING: Attribute("spacing", mean=1.0, width=spatial_dims),
     }
     attributes = {name: attribute for name, attribute in attributes.items() if name in conditions}

@@ -21,7 +21,7 @@ from medgen.synthesis.labels import prepare
 from medgen.synthesis.steering import batch_condition
 from medgen.types import BadInputError
 
-ALL = ("mask", "edge", "text", "view", "age", "spacing")
+ALL = ("mask", "edge", "text", "view", "age", "code", "spacing")
 RANGE = 1000.0  # of the tiny model's intensities
 ACTS = 1e-3 * RANGE
 SETTINGS = SamplingSettings(num_inference_steps=3, guidance_scale=2.0)
@@ -52,6 +52,7 @@ def world(
                 "text": ("chest x ray", "effusion")[seed],
                 "view": ("PA", "AP")[seed],
                 "age": ("30", "70")[seed],
+                "code": ("[0.5, -1.0, 0.3]", "[-0.4, 1.0, 0.9]")[seed],
                 "spacing": ("[1.0, 1.5, 2.0]", "[0.5, 0.5, 0.7]")[seed]
                 if dims == 3
                 else ("[1, 2]", "[0.5, 0.7]")[seed],
@@ -70,7 +71,7 @@ def spec_of(given: Mapping[str, Any], index: int = 0) -> SampleSpec:
         file=given.get("mask"),
         edge=given.get("edge"),
         text=given.get("text"),
-        attributes={name: given[name] for name in ("view", "age", "spacing") if name in given},
+        attributes={name: given[name] for name in ("view", "age", "code", "spacing") if name in given},
     )
 
 
@@ -103,7 +104,7 @@ def by_hand(
     spec = spec_of(given)
     prepared = prepare(spec, generator)
     parts = batch_condition(generator, [prepared]).parts
-    names = [name for name in ("mask", "edge", "age", "spacing", "view", "text") if name in parts]
+    names = [name for name in ("mask", "edge", "age", "code", "spacing", "view", "text") if name in parts]
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         outputs = [
@@ -125,13 +126,15 @@ def by_hand(
         return generator.decode(latents)[0]
 
 
-@pytest.mark.parametrize("absent", [(), *((name,) for name in ALL if name != "spacing"), ("text", "view", "age")])
+@pytest.mark.parametrize(
+    "absent", [(), *((name,) for name in ALL if name != "spacing"), ("text", "view", "age", "code")]
+)
 def test_each_condition_has_its_own_scale_and_an_absent_one_takes_no_part(
     world: tuple[Generator, list[dict[str, Any]]], absent: tuple[str, ...]
 ) -> None:
     generator, (first, _) = world
     given = {name: value for name, value in first.items() if name not in absent}
-    scales = {"mask": 1.5, "edge": 3.0, "text": 5.0, "view": 0.5, "age": 2.5, "spacing": 1.2}
+    scales = {"mask": 1.5, "edge": 3.0, "text": 5.0, "view": 0.5, "age": 2.5, "code": 2.0, "spacing": 1.2}
     made = make(generator, given, replace(SETTINGS, guidance_scale=scales))
     expected = by_hand(generator, given, scales, SETTINGS)
     assert made.network_evaluations == 3 * (len(given) + 1)

@@ -64,7 +64,15 @@ def test_flags_combine_by_file_name_and_in_turn(
     assert first.conditions["attributes"] == {"view": "PA", "age": "60", "spacing": "[0.5, 0.5]"}
     content = (folders_2d["edges"] / "case_0.png").read_bytes()
     assert first.conditions["edge"] == [{"file": "case_0.png", "sha256": hashlib.sha256(content).hexdigest()}]
-    assert first.guidance_scale == {"mask": 1.5, "edge": 1.5, "text": 5.0, "view": 1.5, "age": 1.5, "spacing": 1.5}
+    assert first.guidance_scale == {
+        "mask": 1.5,
+        "edge": 1.5,
+        "text": 5.0,
+        "view": 1.5,
+        "age": 1.5,
+        "code": 1.5,
+        "spacing": 1.5,
+    }
     assert first.network_evaluations == 2 * 3  # nothing, all but the text, all
     assert "guidance mask 1.5, edge 1.5, text 5, " in (said := capsys.readouterr().out)
     assert ", 6 network evaluations a scan\n" in said
@@ -320,6 +328,8 @@ def test_a_number_far_from_the_training_scans_is_told_once(model_all: Path, tmp_
         ),
         ({"edge_maps": "beyond"}, r"a\.nii\.gz: edge map: expected values from 0 to 1, got 0 to 255"),
         ({"edge_maps": "scans"}, r"case_0\.png: edge map: expected outlines of 0 and 1, .*got gray areas.*--edges"),
+        ({"edge_maps": "ones"}, r"a\.png: edge map: expected values from 0 to 255 .*none above 1,.* by 255\."),
+        ({"edge_maps": "eights"}, r"a\.png: edge map: expected values from 0 to 65535 .*none above 255,.* by 257\."),
         ({"edge_maps": "colors"}, r"a\.png: edge map: expected shape \(1, 12, 10\), got \(3, 12, 10\)"),
         ({"edge_maps": "volume"}, r"a\.nii\.gz: expected a 2D edge map for the model 'tiny-2d', got 3D"),
         ({"edges": "flat"}, r"a\.png: expected varying intensities, got the constant 7"),
@@ -332,7 +342,7 @@ def test_a_number_far_from_the_training_scans_is_told_once(model_all: Path, tmp_
 def test_what_cannot_be_is_one_clear_error_before_anything_is_written(
     model_all: Path, folders_2d: dict[str, Path], tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    for name in ("fewer", "larger", "beyond", "colors", "volume", "flat", "prompts"):
+    for name in ("fewer", "larger", "beyond", "ones", "eights", "colors", "volume", "flat", "prompts"):
         (tmp_path / name).mkdir()
     Image.open(folders_2d["edges"] / "case_0.png").save(tmp_path / "fewer" / "case_0.png")
     Image.fromarray(np.zeros((14, 10), dtype=np.uint8)).save(tmp_path / "larger" / "case_0.png")
@@ -340,6 +350,8 @@ def test_what_cannot_be_is_one_clear_error_before_anything_is_written(
     Image.fromarray(np.full((12, 10), 7, dtype=np.uint8)).save(tmp_path / "flat" / "a.png")
     eights = np.zeros((12, 10, 1), dtype=np.uint8)
     eights[3] = 255
+    Image.fromarray(eights[..., 0] // 255).save(tmp_path / "ones" / "a.png")
+    Image.fromarray(eights[..., 0].astype(np.uint16)).save(tmp_path / "eights" / "a.png")
     nib.save(nib.Nifti1Image(eights, np.eye(4)), tmp_path / "beyond" / "a.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), dtype=np.uint8), np.eye(4)), tmp_path / "volume" / "a.nii.gz")
     paths = {"labels", "edges", "edge_maps", "conditions"}
@@ -366,7 +378,7 @@ def test_a_model_without_a_condition_says_what_it_listens_to(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["label,sex", "labels/case_0.png,F"], r"expected columns among label, .*, view, age, spacing, got 'sex'"),
+        (["label,sex", "labels/case_0.png,F"], r"expected columns among label, .*, view, age, code, spacing, got 'sex'"),
         (["text,prompt", "a,b"], "expected a column text or prompt, got both"),
         (["text"], "expected a header and at least one row, got no row"),
         (["label,text", "labels/case_0.png"], "line 2: expected 2 columns as in the header, got another number"),
