@@ -15,7 +15,7 @@ from medgen.planning.plan import (
     network_arguments,
 )
 from medgen.planning.rules import cap_steps, make_plan
-from medgen.planning.summary import check_plan, learned_from, summarize_plan
+from medgen.planning.summary import check_plan, learned_from, summarize_plan, without_labels
 
 __all__ = [
     "SMALL_ENCODER",
@@ -39,5 +39,6 @@ __all__ = [
     "network_arguments",
     "read_plan",
     "summarize_plan",
+    "without_labels",
     "write_plan",
 ]

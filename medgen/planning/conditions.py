@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from medgen.conditions.attributes import SPACING, Attribute, fit_attribute, fit_spacing
 from medgen.conditions.edge import EdgeSettings
@@ -103,6 +103,23 @@ class ConditionsPlan:
         """Names of the conditions."""
         maps = {"mask": self.mask, "edge": self.edge is not None, "text": self.text is not None}
         return (*(name for name, there in maps.items() if there), *self.attributes)
+
+    def only(self, names: Collection[str]) -> ConditionsPlan:
+        """Fewer conditions.
+
+        Args:
+            names: Those to keep.
+
+        Returns:
+            The plan without the others.
+        """
+        return replace(
+            self,
+            mask=self.mask and "mask" in names,
+            edge=self.edge if "edge" in names else None,
+            text=self.text if "text" in names else None,
+            attributes={name: attribute for name, attribute in self.attributes.items() if name in names},
+        )
 
     def describe(self, cases: Iterable[Case]) -> str:
         """Names of the conditions, with where the texts come from.

@@ -126,7 +126,7 @@ def cache_bytes(plan: Plan, train: Iterable[Case], val: Iterable[Case]) -> int:
             crop = prod(min(have, most) for have, most in zip(shape, plan.size, strict=True))
             total += prod(shape) * (2 * pixels + 2)
             total += sum((count if is_train else 1) * crop * (2 * numbers + 2) for count, numbers in versions)
-            total += (versions[0][0] if is_train else 1) * crop * (plan.denoiser.conditions.edge is not None)
+            total += (versions[0][0] if is_train else 1) * crop * (plan.read_conditions.edge is not None)
     return round(total)
 
 

@@ -136,10 +136,13 @@ class TuningPlan:
         lora_rank: Rank of the low-rank changes that are learned (Hu et al. 2022, arXiv:2106.09685), which take little
             memory and are also saved on their own; null tunes all weights of the denoiser.
         lora_targets: Layers that get them, by the end of their names; empty takes all attention layers.
+        conditions: Those of its conditions that are read of these scans; the others, label maps that are not to be
+            trusted for example, are absent in every scan. null reads all.
     """
 
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
+    conditions: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -261,6 +264,12 @@ class Plan:
         return self.control is not None or self.tuning is not None
 
     @property
+    def read_conditions(self) -> ConditionsPlan:
+        """What is read of the scans to steer the training: all that steers the model, or less where it is tuned."""
+        own, tuning = self.denoiser.conditions, self.tuning
+        return own if tuning is None or tuning.conditions is None else own.only(tuning.conditions)
+
+    @property
     def compression(self) -> int:
         """Voxels of a scan per voxel of its latents, along an axis."""
         return 1 if self.autoencoder is None else int(2 ** (len(self.autoencoder.channels) - 1))
@@ -313,6 +322,13 @@ def _check_conditions(plan: Plan) -> None:
     taken = sorted({"mask", "edge", "text"} & set(own.attributes))
     if taken:
         raise BadInputError(f"denoiser.conditions.attributes: expected other names than {taken[0]!r}. Rename it.")
+    tuned_by = plan.tuning.conditions if plan.tuning is not None else None
+    lacking = [name for name in tuned_by or () if name not in own.names]
+    if lacking:
+        raise BadInputError(
+            f"tuning.conditions: expected some of those that steer the model ({', '.join(own.names) or 'none'}), got "
+            f"{', '.join(lacking)}. Take it out."
+        )
     if own.text is not None and min(own.text.length, own.text.width, own.text.depth, own.text.min_count) < 1:
         raise BadInputError("denoiser.conditions.text: expected sizes of 1 or more. Correct them.")
 

@@ -54,6 +54,7 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
             f"{dataset.root}: expected {len(plan.channel_names)} channel(s) ({named[0]}) as in the plan, got "
             f"{len(dataset.channel_names)} ({named[1]}). Correct channel_names in the plan, or the data set."
         )
+    dataset = learned_from(plan, dataset)
     renamed = _renamed(plan.class_names, dataset.class_names)
     if renamed:
         value, (expected, got) = next(iter(renamed.items()))
@@ -80,7 +81,8 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
 def learned_from(plan: Plan, dataset: Dataset) -> Dataset:
     """The scans that a plan has a use for: all of them, or those with a label map where nothing else steers.
 
-    A model that is tuned to a folder without any label map learns how its scans look.
+    A model that is tuned to a folder without any label map learns how its scans look. Where it is tuned by other
+    conditions than label maps, those of the scans are passed over as if there were none.
 
     Args:
         plan: The plan.
@@ -89,10 +91,26 @@ def learned_from(plan: Plan, dataset: Dataset) -> Dataset:
     Returns:
         The data set with these cases.
     """
-    labels = plan.denoiser.conditions.needs_labels
+    conditions = plan.read_conditions
+    if plan.tuning is not None and not conditions.mask:
+        return without_labels(dataset)
+    labels = conditions.needs_labels
     if plan.tuning is not None and all(case.label is None for case in dataset.cases):
         labels = False
     return dataclasses.replace(dataset, cases=[case for case in dataset.cases if case.label is not None or not labels])
+
+
+def without_labels(dataset: Dataset) -> Dataset:
+    """The scans as if they had no label maps.
+
+    Args:
+        dataset: The scans.
+
+    Returns:
+        The data set, with the background as its only class.
+    """
+    cases = [dataclasses.replace(case, label=None) for case in dataset.cases]
+    return dataclasses.replace(dataset, cases=cases, class_names={0: dataset.class_names[0]})
 
 
 def _renamed(planned: Mapping[int, str], found: Mapping[int, str]) -> dict[int, tuple[str, str]]:
@@ -136,7 +154,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
         f"channels {', '.join(plan.channel_names.values())}; classes {', '.join(plan.class_names.values())}",
         f"data       {dataset.root}: {len(train)} scans for training, {len(val)} for validation"
         + (f", {left_out} left out (no label, or another split)" if left_out else ""),
-        f"steered by {plan.denoiser.conditions.describe([*train, *val])}",
+        f"steered by {plan.read_conditions.describe([*train, *val])}",
         f"grid       {grid}; compressed {plan.compression}x per axis",
         f"intensity  by {normalization.method}{bounds}; synthetic scans as {plan.image_dtype}",
         f"machine    {machine.name}, {machine.cores} CPU cores, {machine.memory_gb:.0f} GB, "

@@ -160,7 +160,7 @@ def cache_scans(
     for case in cases:
         if case.case in cached:
             try:
-                found.append(_with_words(cached[case.case], case, plan.denoiser.conditions))
+                found.append(_with_words(cached[case.case], case, plan.read_conditions))
             except BadInputError as error:
                 reason = f"case {case.case}: {error}"
                 if not skip_bad:

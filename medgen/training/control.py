@@ -13,7 +13,16 @@ from torch import nn
 from medgen.data.dataset import Dataset
 from medgen.generator import Generator
 from medgen.networks import Control, Denoiser
-from medgen.planning import AutoencoderPlan, ConditionsPlan, Plan, TextPlan, TuningPlan, make_plan
+from medgen.planning import (
+    AutoencoderPlan,
+    ConditionsPlan,
+    Plan,
+    TextPlan,
+    TuningPlan,
+    learned_from,
+    make_plan,
+    without_labels,
+)
 from medgen.types import BadInputError
 
 if TYPE_CHECKING:
@@ -114,7 +123,8 @@ def plan_on(
         base: The model.
         dataset: The scans to learn from.
         conditions: One that the model lacks, ``"mask"`` or ``"edge"``, for a branch; or any that it has, by which it is
-            tuned to these scans.
+            tuned to these scans: the others are not read of them, so that ``"none"`` reads neither label maps nor
+            texts.
         lora_rank: Rank of the low-rank changes by which it is tuned; None tunes all weights of the denoiser.
         device: ``auto``, ``cpu``, ``cuda`` or any torch device.
 
@@ -141,6 +151,9 @@ def plan_on(
         )
     if new and lora_rank is not None:
         raise BadInputError(f"lora_rank: expected none for a control branch, got {lora_rank}. Leave it out.")
+    named = tuple(name for name in dict.fromkeys(conditions) if name != "none")
+    if not new and "mask" not in named:
+        dataset = without_labels(dataset)
     pace = make_plan(dataset, conditions=conditions, device=device)
     steered = _all_conditions(base, pace.denoiser.conditions)
     foreign = "pipeline" in config.training  # it knows nothing of scans
@@ -169,7 +182,7 @@ def plan_on(
         ),
         label=None,
         control=control,
-        tuning=None if new else TuningPlan(lora_rank),
+        tuning=None if new else TuningPlan(lora_rank, conditions=named),
     )
 
 
@@ -186,7 +199,8 @@ def check_base(base: Generator, plan: Plan, dataset: Dataset) -> None:
     """
     config = base.config
     if _knows_classes(base):
-        unknown = {value: name for value, name in dataset.class_names.items() if value not in config.class_names}
+        found = learned_from(plan, dataset).class_names
+        unknown = {value: name for value, name in found.items() if value not in config.class_names}
         if unknown:
             raise BadInputError(
                 f"{dataset.root}: expected the classes {config.class_names}, which the networks of the base "

@@ -63,7 +63,8 @@ def train(
         base: Finished model to go on from: folder, embedded name or Hub id, also of a Stable Diffusion 1.x or 2.x
             pipeline. For mask or edge, if that does not steer it yet, a control branch is trained while the model stays
             as it is; again with the other, it gets a second one. For conditions that it has, it is tuned to the scans:
-            its denoiser learns, beside its control branches, which stay as they are.
+            its denoiser learns, beside its control branches, which stay as they are. Conditions that are not named are
+            then not read of the scans and still steer the model: `none` reads neither label maps nor texts.
         lora_rank: Tune the base by low-rank changes of this rank, which take less memory and are also saved on their
             own in the folder lora/; by default all weights of its denoiser are tuned.
         stages: Which stages to run; what a stage needs from an earlier one must be there.
@@ -137,10 +138,8 @@ def train(
 
 def _require_conditions(plan: Plan, names: Sequence[str]) -> None:
     """Refuse conditions that contradict a plan."""
-    planned = (plan.control,) if plan.control else plan.denoiser.conditions.names
-    wanted = set(names) - {"none"}
-    fits = wanted <= set(planned) if plan.tuning else wanted == set(planned)
-    if not fits:
+    planned = (plan.control,) if plan.control else plan.read_conditions.names
+    if set(planned) != set(names) - {"none"}:
         raise BadInputError(
             f"conditions: expected {', '.join(planned) or 'none'}, as in the plan that is followed, got "
             f"{', '.join(names)}. Leave them out, or choose another --output to have a plan made."

@@ -105,7 +105,7 @@ class Run:
         useful = learned_from(plan, dataset)
         train_cases, val_cases = split_cases(useful, seed=seed)
         if accelerator.is_main_process:
-            print(f"steered by {plan.denoiser.conditions.describe([*train_cases, *val_cases])}")
+            print(f"steered by {plan.read_conditions.describe([*train_cases, *val_cases])}")
         unlabelled = len(dataset.cases) - len(useful.cases)
         if unlabelled and accelerator.is_main_process:
             print(f"{unlabelled} cases without a label are not used")
@@ -188,7 +188,7 @@ class Run:
     ) -> list[Path]:
         """Cache of clean samples for one denoiser; its folder's name tells everything that it was computed from."""
         device = self.accelerator.device
-        edge = self.plan.denoiser.conditions.edge if kind == "denoiser" else None
+        edge = self.plan.read_conditions.edge if kind == "denoiser" else None
 
         @torch.no_grad()
         def encode(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -309,6 +309,8 @@ class Run:
             label_stride=before.label_stride,
             familiarity=before.familiarity,
         )
+        if plan.tuning is not None and not plan.read_conditions.mask:  # nothing was seen of the labels
+            generator.config.constant_classes, generator.config.max_parts = before.constant_classes, before.max_parts
         kept = {name: value for name, value in before.training.items() if name == "edge_control"}  # it stays beside it
         generator.config.training |= {"base": before.name, "trained_before": before.training, **kept}
         text = plan.denoiser.conditions.text
@@ -366,7 +368,7 @@ class Run:
             scans if is_image else [scan for scan in scans if scan.labelled] for scans in (self.train, self.val)
         )
         steering = Steering(
-            self.plan.denoiser.conditions if is_image else None,
+            self.plan.read_conditions if is_image else None,
             len(self.plan.class_names),
             [*train_scans, *val_scans],
             generator.text_encoder if is_image else None,

@@ -26,7 +26,16 @@ from medgen.data.dataset import read_dataset
 from medgen.data.intensity import Normalization
 from medgen.generator import Generator
 from medgen.networks import TextEncoder
-from medgen.planning import ConditionsPlan, DenoiserPlan, TextPlan, choose_conditions, make_plan, read_plan, write_plan
+from medgen.planning import (
+    ConditionsPlan,
+    DenoiserPlan,
+    TextPlan,
+    TuningPlan,
+    choose_conditions,
+    make_plan,
+    read_plan,
+    write_plan,
+)
 from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.training.cache import CachedScan
@@ -413,6 +422,43 @@ def test_a_model_is_adapted_to_scans_without_labels_and_learns_to_know_them(fold
     # Six scans are too few to know, those for training among twelve are enough.
     assert base.config.familiarity is None and made.config.familiarity is not None
     assert made.config.familiarity.limit > 0
+
+
+def test_conditions_that_are_not_named_are_not_read_of_the_scans_in_a_tuning(folder, tmp_path, tiny_plan, capsys):
+    base = str(train(folder, tmp_path / "base", plan=_steered(tiny_plan, ALL, label=None), device="cpu"))
+    with (folder / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("untrusted", "bare"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images").symlink_to(folder / "images")
+        bare = [dict.fromkeys(row, "") | {key: row[key] for key in ("id", "image", "split")} for row in rows]
+        with (tmp_path / name / "metadata.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows if name == "untrusted" else bare)
+    labels = tmp_path / "untrusted" / "labels"
+    shutil.copytree(folder / "labels", labels)
+    (labels / "case_0.png").write_bytes(b"no picture")
+    label = np.asarray(Image.open(labels / "case_2.png")).copy()
+    label[0, 0] = 2  # a class that the base does not know
+    Image.fromarray(label).save(labels / "case_2.png")
+    words = {"base": base, "max_steps": 3, "device": "cpu"}
+    made = [
+        Generator.from_pretrained(train(tmp_path / name, tmp_path / f"{name}_run", conditions=["none"], **words))
+        for name in ("untrusted", "bare")
+    ]
+    assert "\nsteered by nothing\n" in capsys.readouterr().out
+    assert made[0].conditions == Generator.from_pretrained(base).conditions
+    assert made[0].config.constant_classes == Generator.from_pretrained(base).config.constant_classes == (1,)
+    weights, bare, before = (one.denoiser.state_dict() for one in (*made, Generator.from_pretrained(base)))
+    assert all(torch.equal(weights[name], bare[name]) for name in bare)
+    assert not all(torch.equal(weights[name], before[name]) for name in bare)
+    told = train(tmp_path / "untrusted", tmp_path / "texts", conditions=["text", "age"], **words)
+    assert "\nsteered by text (column text), age\n" in capsys.readouterr().out
+    with pytest.raises(BadInputError, match=r"conditions: expected text, age, as in the plan that is .*, got text"):
+        train(tmp_path / "untrusted", told, conditions=["text"], **words)
+    with pytest.raises(BadInputError, match=r"tuning\.conditions: expected some of those that steer .* got site"):
+        dataclasses.replace(read_plan(told / "plan.yaml"), tuning=TuningPlan(conditions=("site",)))
 
 
 def test_conditions_are_planned_from_the_folder(folder, tmp_path):
