@@ -378,7 +378,7 @@ def test_a_model_without_a_condition_says_what_it_listens_to(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["label,sex", "labels/case_0.png,F"], r"expected columns among label, .*, view, age, code, spacing, got 'sex'"),
+        (["label,sex", "labels/case_0.png,F"], "expected columns among label, .*, age, code, spacing, got 'sex'"),
         (["text,prompt", "a,b"], "expected a column text or prompt, got both"),
         (["text"], "expected a header and at least one row, got no row"),
         (["label,text", "labels/case_0.png"], "line 2: expected 2 columns as in the header, got another number"),
