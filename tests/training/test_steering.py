@@ -207,9 +207,29 @@ def test_rare_values_of_a_column_are_drawn_as_often_as_common_ones(folder, tmp_p
         train(data, tmp_path / "refused", plan=plan, device="cpu")
 
 
-@pytest.mark.parametrize("spatial_dims", [2])
+def _write_volumes(folder: Path) -> Path:
+    """Three volumes of a ball, all with labels."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    rows = ["id,image,label,split"]
+    for index in range(3):
+        grid = np.indices((16, 16, 16)) - rng.uniform(6, 9, size=(3, 1, 1, 1))
+        label = (grid**2).sum(0) < 16
+        image = (100 + 40 * ndimage.gaussian_filter(rng.normal(size=label.shape), 1) + 90 * label).clip(1, 250)
+        files = [f"{name}/case_{index}.nii.gz" for name in ("images", "labels")]
+        for name, array in zip(files, (image, label), strict=True):
+            nib.save(nib.Nifti1Image(array.astype(np.uint8), np.eye(4)), folder / name)
+        rows.append(f"case_{index},{files[0]},{files[1]},{'val' if index == 2 else 'train'}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_branches_are_trained_one_after_the_other_on_a_frozen_model(folder, tmp_path, tiny_plan, spatial_dims):
-    bare = _steered(tiny_plan, ConditionsPlan(mask=False), label=None)
+    if spatial_dims == 3:
+        folder = _write_volumes(tmp_path / "volumes")
+    bare = _steered(tiny_plan, ConditionsPlan(mask=False), label=None, spatial_dims=spatial_dims)
     train(folder, tmp_path / "base", plan=bare, device="cpu")
     base = Generator.from_pretrained(tmp_path / "base")
     assert base.conditions == ()
@@ -220,6 +240,7 @@ def test_branches_are_trained_one_after_the_other_on_a_frozen_model(folder, tmp_
         train(folder, tmp_path / after, plan=plan, base=str(tmp_path / before), device="cpu")
     made = Generator.from_pretrained(tmp_path / "two")
     assert made.conditions == ("edge", "mask")
+    assert made.config.spatial_dims == spatial_dims
     for name, value in base.denoiser.state_dict().items():
         assert torch.equal(value, made.denoiser.state_dict()[name])
     zeros = made.controls["edge"].network.controlnet_mid_block.conv.weight
