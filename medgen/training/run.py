@@ -104,8 +104,10 @@ class Run:
         # Before the split, so that the validation scans are a share of those that can be used.
         useful = learned_from(plan, dataset)
         train_cases, val_cases = split_cases(useful, seed=seed)
+        conditions, cases = plan.read_conditions, [*train_cases, *val_cases]
+        self.texts = {"texts": conditions.text.source(cases)} if conditions.text is not None else {}
         if accelerator.is_main_process:
-            print(f"steered by {plan.read_conditions.describe([*train_cases, *val_cases])}")
+            print(f"steered by {conditions.describe(cases)}")
         unlabelled = len(dataset.cases) - len(useful.cases)
         if unlabelled and accelerator.is_main_process:
             print(f"{unlabelled} cases without a label are not used")
@@ -261,6 +263,7 @@ class Run:
             return
         denoiser = self._build(Denoiser, "denoiser")
         config = describe_generator(self.plan, self.dataset.root.name, self.train, len(self.val), seed=self.seed)
+        config.training |= self.texts
         generator = Generator(config, denoiser, self._autoencoder())
         if plan.conditions.text is not None:
             generator.text_encoder = build_text_encoder(plan.conditions.text, self.train, self.seed)
@@ -311,8 +314,9 @@ class Run:
         )
         if plan.tuning is not None and not plan.read_conditions.mask:  # nothing was seen of the labels
             generator.config.constant_classes, generator.config.max_parts = before.constant_classes, before.max_parts
-        kept = {name: value for name, value in before.training.items() if name == "edge_control"}  # it stays beside it
-        generator.config.training |= {"base": before.name, "trained_before": before.training, **kept}
+        # The ControlNet stays beside it, and so do its words where no texts are read.
+        kept = {name: value for name, value in before.training.items() if name in ("edge_control", "texts")}
+        generator.config.training |= {"base": before.name, "trained_before": before.training, **kept, **self.texts}
         text = plan.denoiser.conditions.text
         if generator.text_encoder is not None:
             generator.text_encoder.requires_grad_(bool(text and text.trainable and not control))

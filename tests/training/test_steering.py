@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -17,6 +19,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from medgen import cli
 from medgen.conditions.assemble import assemble
 from medgen.conditions.attributes import Attribute
 from medgen.conditions.condition import Condition
@@ -39,6 +42,7 @@ from medgen.planning import (
 from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.training.cache import CachedScan
+from medgen.training.card import _describe
 from medgen.training.control import ControlledDenoiser, plan_on
 from medgen.training.denoiser import DenoiserStage, balance_draws
 from medgen.training.steering import Steering, build_text_encoder
@@ -115,6 +119,28 @@ def test_a_run_with_every_condition_keeps_them_all(folder, tmp_path, tiny_plan, 
         ALL.text, [CachedScan("x", "", "", (), (), (), (), (), 0, text="a small ball large")], seed=0
     )
     assert not torch.equal(initial.positions, made.text_encoder.positions)  # it learned with the denoiser
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    for line in (
+        "- `mask`: label maps of these classes; without any, the model draws its own",
+        "- `edge`: edges of scans (canny)",
+        "- `text`: words, in training from the column text",
+        "- `age`: a number in the unit of that column, in training 50 ± 10",
+        "- `view`: one of `AP`, `PA`",
+    ):
+        assert f"\n{line}\n" in card
+    assert "large ball" not in card and str(folder) not in card
+    (command,) = re.findall(r"^medgen (synthesize .*--prompts.*)", card, flags=re.MULTILINE)
+    files = {
+        "FOLDER_OF_THIS_CARD": str(tmp_path / "run" / "model"),
+        "FOLDER_OF_LABEL_MAPS": str(folder / "labels"),
+        "FOLDER_OF_SCANS": str(folder / "images"),
+        "TEXT": "a ball",
+        "synthetic": str(tmp_path / "synthetic"),
+    }
+    quick = ["--num_samples", "1", "--num_inference_steps", "2", "--device", "cpu"]
+    assert cli.main([*(files.get(word, word) for word in shlex.split(command)), *quick]) == 0
+    (record,) = map(json.loads, (tmp_path / "synthetic" / "manifest.jsonl").read_text().splitlines())
+    assert record["conditions"]["attributes"].keys() == {"age", "view"}
     before = made.weights_hash
     train(folder, tmp_path / "run", plan=plan, device="cpu")
     assert Generator.from_pretrained(tmp_path / "run").weights_hash == before
@@ -233,6 +259,7 @@ def test_branches_are_trained_one_after_the_other_on_a_frozen_model(folder, tmp_
     train(folder, tmp_path / "base", plan=bare, device="cpu")
     base = Generator.from_pretrained(tmp_path / "base")
     assert base.conditions == ()
+    assert "## Steered by\n\nNothing: scans are" in (tmp_path / "base" / "model" / "README.md").read_text()
     for condition, before, after in (("mask", "base", "one"), ("edge", "one", "two")):
         plan = plan_on(Generator.from_pretrained(tmp_path / before), read_dataset(folder), [condition], device="cpu")
         short = dataclasses.replace(plan.denoiser, steps=4, batch_size=2, variants=2)
@@ -480,6 +507,14 @@ def test_conditions_that_are_not_named_are_not_read_of_the_scans_in_a_tuning(fol
         train(tmp_path / "untrusted", told, conditions=["text"], **words)
     with pytest.raises(BadInputError, match=r"tuning\.conditions: expected some of those that steer .* got site"):
         dataclasses.replace(read_plan(told / "plan.yaml"), tuning=TuningPlan(conditions=("site",)))
+
+
+def test_the_card_lists_no_long_values_of_a_column_and_says_units():
+    assert "secret" not in _describe(Attribute("category", values=("a", "b" * 40 + "secret")))[0]
+    assert _describe(Attribute("spacing", mean=1.25, width=3)) == (
+        "voxel edges in mm, 3 numbers, in training about 1.25",
+        [1.25, 1.25, 1.25],
+    )
 
 
 def test_conditions_are_planned_from_the_folder(folder, tmp_path):
