@@ -439,8 +439,8 @@ def test_channels_of_a_source_are_files_of_their_own(
             r"case_1\.png: expected a source label map of the same name \(.*fewer.case_1\.\*\)",
         ),
         (
-            {"edge_maps": "fewer", "strength": 1.0},
-            r"case_1\.png: expected edges of the same name \(.*fewer.case_1\.\*\)",
+            {"edge_maps": "fewer_maps", "strength": 1.0},
+            r"case_1\.png: expected edges of the same name \(.*fewer_maps.case_1\.\*\)",
         ),
         ({"regions": "large"}, r"large.case_0\.png: expected shape \(12, 10\) as in .*case_0\.png, got \(14, 10\)"),
         ({"labels": "large"}, r"large.case_0\.png: expected shape \(12, 10\) as in .*case_0\.png, got \(14, 10\)"),
@@ -448,7 +448,7 @@ def test_channels_of_a_source_are_files_of_their_own(
             {"source_labels": "large", "labels": "changed"},
             r"large.case_0\.png: expected shape \(12, 10\) as in .*case_0\.png, got \(14, 10\)",
         ),
-        ({"edge_maps": "large"}, r"large.case_0\.png: expected shape \(12, 10\) as in .*case_0\.png, got \(14, 10\)"),
+        ({"edge_maps": "large_maps"}, r"large_maps.case_0\.png: expected shape \(12, 10\) as in .*, got \(14, 10\)"),
         ({"regions": "empty"}, r"empty.case_0\.png: expected a region, which is not 0 somewhere, got none"),
         (
             {"labels": "labels", "source_labels": "labels"},
@@ -474,6 +474,8 @@ def test_what_cannot_be_is_one_clear_error_before_anything_is_written(
     large = np.zeros((14, 10), dtype=np.uint8)
     large[4:6, 4:6] = 1
     picture(tmp_path / "large", "case_0.png", large)
+    picture(tmp_path / "fewer_maps", "case_0.png", (255 * (scan > 150)).astype(np.uint8))
+    picture(tmp_path / "large_maps", "case_0.png", 255 * large)
     volume(tmp_path / "volume", "case_0.nii.gz", scan_3d(0))
     conditions_csv(tmp_path, "text", "pa")
     changed = {"sources": "scans", "strength": 0.5, **given}
