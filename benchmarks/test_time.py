@@ -272,7 +272,9 @@ def predict(
         if way == "intensity":
             return consensus_of(segmenter(change_intensities(image, seed=0, number=n)) for n in range(passes))
         scan = MetaTensor(image, affine=torch.from_numpy(grid.affine)) if grid.known else image
-        return GenerativeTTA(segmenter, generator, **options)(scan)
+        # The window of a generator has become 0 and 1 here.
+        window = (0.0, 1.0) if generator.config.normalization.method == "window" else None
+        return GenerativeTTA(segmenter, generator, **options, scaled_window=window)(scan)
 
 
 THRESHOLDS = tuple(np.round(np.linspace(0.05, 0.65, 13), 2).tolist())
