@@ -57,6 +57,7 @@ from torch.nn import functional as F
 
 from medgen.data.case import Case, Dataset
 from medgen.data.dataset import read_dataset, split_cases
+from medgen.data.intensity import Normalization
 from medgen.data.standard import normalize, read_scan
 from medgen.generator import Generator
 from medgen.metrics.uncertainty import aurc, calibration_error, error_map_auc, error_map_dice
@@ -254,8 +255,26 @@ def consensus_of(probabilities: Iterator[torch.Tensor]) -> Any:
     return together.result()
 
 
+def window_of(generator: Generator, case: Case, task: Task) -> tuple[float, float] | None:
+    """What the ends of the generator's window, where it has one, become in a picture as segmenters take it."""
+    own = generator.config.normalization
+    if own.method != "window":
+        return None
+    if task.name not in SITES:
+        raise SystemExit("model: expected one that normalizes each scan, since corruptions move intensities")
+    fitted = Normalization(per_channel=False).fit(read_scan(case, task.dataset)[0], source=case.images[0])
+    low, high = ((end * fitted.scale[0] + fitted.shift[0] + 1) / 2 for end in (own.low, own.high))
+    return low, high
+
+
 def predict(
-    way: str, network: Padded, generator: Generator, image: torch.Tensor, grid: Grid, options: dict[str, Any]
+    way: str,
+    network: Padded,
+    generator: Generator,
+    image: torch.Tensor,
+    grid: Grid,
+    options: dict[str, Any],
+    window: tuple[float, float] | None,
 ) -> Any:
     """What one way says of a scan."""
     segmenter = Segmenter(network)
@@ -272,8 +291,6 @@ def predict(
         if way == "intensity":
             return consensus_of(segmenter(change_intensities(image, seed=0, number=n)) for n in range(passes))
         scan = MetaTensor(image, affine=torch.from_numpy(grid.affine)) if grid.known else image
-        # The window of a generator has become 0 and 1 here.
-        window = (0.0, 1.0) if generator.config.normalization.method == "window" else None
         return GenerativeTTA(segmenter, generator, **options, scaled_window=window)(scan)
 
 
@@ -349,8 +366,9 @@ def measure(
                     found = json.loads(path.read_text()) if path.is_file() else {}
                     if missing := [way for way in ways if marks[way] not in found]:
                         image, label, grid = read_corrupted(case, task, corruption, severity)
+                        window = window_of(generator, case, task)
                         for way in missing:
-                            made = predict(way, network, generator, image, grid, options[way])
+                            made = predict(way, network, generator, image, grid, options[way], window)
                             found[marks[way]] = score(made, label, task.classes)
                         path.parent.mkdir(parents=True, exist_ok=True)
                         write_text(path, json.dumps(found))
