@@ -25,11 +25,11 @@ from medgen.planning import (
     learned_from,
     network_arguments,
 )
-from medgen.precision import autocast, resolve_precision
+from medgen.precision import resolve_precision
 from medgen.provenance import write_text
 from medgen.seeding import derive_seed
 from medgen.training.autoencoder import AutoencoderStage
-from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_scans, cache_variants, crop_to, key_of, read_scan
+from medgen.training.cache import CachedScan, cache_scans, key_of, read_scan
 from medgen.training.card import write_card
 from medgen.training.control import ControlledDenoiser, new_control
 from medgen.training.denoiser import DenoiserStage, balance_draws
@@ -41,6 +41,7 @@ from medgen.training.folder import (
     model_folder,
     record_run,
 )
+from medgen.training.latents import cache_latents, measure_latents
 from medgen.training.loop import finished, load_averaged, run_stage
 from medgen.training.preview import preview_images, preview_labels
 from medgen.training.steering import Steering, build_text_encoder
@@ -185,69 +186,6 @@ class Run:
                 "Run it first, or leave --stages out."
             )
 
-    def _variants(
-        self, scans: list[CachedScan], generator: Generator, kind: str, plan: DiffusionPlan, variants: int, title: str
-    ) -> list[Path]:
-        """Cache of clean samples for one denoiser; its folder's name tells everything that it was computed from."""
-        device = self.accelerator.device
-        edge = self.plan.read_conditions.edge if kind == "denoiser" else None
-
-        @torch.no_grad()
-        def encode(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            if kind == "label":
-                return generator.encode_label(tensors["label"].long())
-            with autocast(device, self.precision):
-                return generator.encode(tensors["image"][None].to(device))[0].float().cpu()
-
-        weights = ""
-        if kind == "denoiser" and generator.autoencoder is not None:
-            weights = str(
-                float(sum(value.double().abs().sum() for value in generator.autoencoder.state_dict().values()))
-            )
-        key = key_of(
-            CACHE_FORMAT,
-            [Path(scan.path).name for scan in scans],
-            weights,
-            plan.variants,
-            plan.rotation,
-            plan.scaling,
-            self.plan.size,
-            self.plan.label_stride,
-            self.seed,
-            variants,
-            edge,
-        )
-        with self.accelerator.main_process_first():
-            return cache_variants(
-                scans,
-                encode,
-                plan,
-                self.folder / "cache" / f"{kind}-{key}",
-                size=self.plan.size,
-                variants=variants,
-                seed=self.seed,
-                title=title,
-                edge=edge,
-            )
-
-    def _measure_latents(self, generator: Generator) -> None:
-        """Per-channel mean and scale of the training latents, so that the denoiser sees unit variance."""
-        if generator.autoencoder is None:
-            return
-        total = torch.zeros(2, generator.denoiser.config["in_channels"], dtype=torch.float64)
-        count = 0
-        for scan in self.train[:64]:
-            image = crop_to({"image": read_scan(scan)["image"]}, self.plan.size, None)["image"]
-            with torch.no_grad(), autocast(self.accelerator.device, self.precision):
-                latents = generator.autoencoder.encode(image[None].to(self.accelerator.device))[0]
-            flat = latents[0].flatten(1).double().cpu()
-            total += torch.stack([flat.sum(1), flat.square().sum(1)])
-            count += flat.shape[1]
-        mean = total[0] / count
-        std = (total[1] / count - mean.square()).sqrt()
-        generator.config.latent_shift = tuple(mean.tolist())
-        generator.config.latent_scale = tuple((1 / std).tolist())
-
     def _save(self, generator: Generator) -> None:
         generator.save_pretrained(model_folder(self.folder))
         write_card(generator, model_folder(self.folder))
@@ -267,7 +205,7 @@ class Run:
         generator = Generator(config, denoiser, self._autoencoder())
         if plan.conditions.text is not None:
             generator.text_encoder = build_text_encoder(plan.conditions.text, self.train, self.seed)
-        self._measure_latents(generator)
+        measure_latents(generator, self.train, self.plan.size, precision=self.precision, device=self.accelerator.device)
         self._train_denoiser("denoiser", denoiser, plan, generator)
 
     def _renew_defaults(self, plan: DenoiserPlan) -> None:
@@ -388,9 +326,19 @@ class Run:
 
         if plan.gradient_checkpointing:
             denoiser.checkpoint_blocks()
-        kind, cached = ("scans", "denoiser") if is_image else ("labels", "label")
-        train = self._variants(train_scans, generator, cached, plan, plan.variants, f"training {kind}")
-        val = self._variants(val_scans, generator, cached, plan, 1, f"validation {kind}")
+        kind = "scans" if is_image else "labels"
+        cached: Literal["denoiser", "label"] = "denoiser" if is_image else "label"
+        common: dict[str, Any] = {
+            "plan": self.plan,
+            "folder": self.folder,
+            "precision": self.precision,
+            "device": device,
+            "seed": self.seed,
+        }
+        with self.accelerator.main_process_first():
+            train = cache_latents(train_scans, generator, cached, plan.variants, title=f"training {kind}", **common)
+        with self.accelerator.main_process_first():
+            val = cache_latents(val_scans, generator, cached, 1, title=f"validation {kind}", **common)
         if is_image and self.plan.denoiser.balance is not None:
             train = balance_draws(train, self._groups(train_scans, self.plan.denoiser.balance))
         stage = DenoiserStage(
