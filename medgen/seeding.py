@@ -49,6 +49,20 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
     return torch.stack([torch.randn(tuple(shape), generator=stream(seed, "noise")) for seed in seeds])
 
 
+def spread(rows: Sequence[_Row], count: int) -> list[_Row]:
+    """Some of the rows, evenly spaced: the first ones of a folder often come from one patient, site or modality.
+
+    Args:
+        rows: What to take from.
+        count: How many, at most.
+
+    Returns:
+        The rows, in their order.
+    """
+    count = min(count, len(rows))
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
 def draw(rows: Sequence[_Row], count: int, *key: int | str) -> list[_Row]:
     """Some of the rows, without replacement, in an order of their own.
 

@@ -16,6 +16,7 @@ from medgen.data.geometry import place
 from medgen.data.intensity import Normalization
 from medgen.data.io import read_grid
 from medgen.planning.machine import Machine, read_machine
+from medgen.seeding import spread
 from medgen.types import BadInputError, Sample
 
 # Scans whose voxels are read; of all others only the header. Volumes are big, and alike within a data set.
@@ -220,8 +221,7 @@ def _headers(
 
 def _sample(dataset: Dataset, cases: Sequence[Case]) -> list[Sample]:
     """A few whole scans, evenly spread over the folder; unusable ones are left for the training to report."""
-    count = min(len(cases), _SAMPLED[dataset.spatial_dims])
-    chosen = [cases[index * len(cases) // count] for index in range(count)]
+    chosen = spread(cases, _SAMPLED[dataset.spatial_dims])
     samples, first = [], None
     for case in tqdm(chosen, desc="measuring scans", disable=dataset.spatial_dims == 2, leave=False):
         try:

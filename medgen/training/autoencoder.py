@@ -14,7 +14,7 @@ from medgen.networks import Autoencoder
 from medgen.pictures import sample_grid
 from medgen.planning import AutoencoderPlan
 from medgen.precision import Precision, autocast, memory_format
-from medgen.seeding import derive_seed, seeded_noise, stream
+from medgen.seeding import derive_seed, seeded_noise, spread, stream
 from medgen.training.cache import CachedScan, crop_to, read_scan
 from medgen.training.loop import average_gradients, sample_index
 
@@ -214,15 +214,15 @@ class AutoencoderStage:
         Returns:
             Figures for the log.
         """
-        originals, copies = [], []
-        for scan in self.val[:16]:
+        originals, copies, scans = [], [], spread(self.val, 16)
+        for scan in scans:
             image = crop_to({"image": read_scan(scan)["image"]}, self.plan.patch_size, None)["image"]
             with autocast(self.accelerator.device, self.precision):
                 copies.append(self.averaged(image[None].to(self.accelerator.device))[0][0].float().cpu())
             originals.append(image)
         real, copy = torch.stack(originals), torch.stack(copies).clamp(-1, 1)
-        shown = min(4, len(real))
-        captions = [f"{kind} {scan.case}" for kind in ("real", "copy") for scan in self.val[:shown]]
-        sample_grid(torch.cat([real[:shown], copy[:shown]]), None, picture, captions=captions)
+        shown = spread(range(len(scans)), 4)
+        captions = [f"{kind} {scans[index].case}" for kind in ("real", "copy") for index in shown]
+        sample_grid(torch.cat([real[shown], copy[shown]]), None, picture, captions=captions)
         error = (real - copy).square().flatten(1).mean(1)
         return {"val_l1": float(F.l1_loss(copy, real)), "val_psnr": float((10 * torch.log10(4 / error)).mean())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +16,15 @@ from medgen.conditions.condition import Condition
 from medgen.diffusion.objective import Objective
 from medgen.planning import DiffusionPlan
 from medgen.precision import Precision, autocast, memory_format
-from medgen.seeding import derive_seed, seeded_noise, stream
+from medgen.seeding import derive_seed, seeded_noise, spread, stream
 from medgen.training.control import ControlledDenoiser
 from medgen.training.loop import average_gradients, sample_index
 from medgen.training.steering import Steering, is_trained
 
 if TYPE_CHECKING:
     from medgen.training.control import AnyDenoiser
+
+_Scan = TypeVar("_Scan")
 
 # Voxels outside a scan's field of view are reflections that nobody sees; they count little, but keep the rim sane.
 OUTSIDE_WEIGHT = 0.1
@@ -63,20 +65,20 @@ def draw_variant(augmented: torch.Tensor, seed: int) -> int:
     return acquired + draw if draw < changed else int(torch.randint(acquired, (1,), generator=chance))
 
 
-def balance_draws(files: Sequence[Path], groups: Sequence[str]) -> list[Path]:
-    """Repeat the files of small groups, so that a pass over all files draws every group equally often.
+def balance_draws(scans: Sequence[_Scan], groups: Sequence[str]) -> list[_Scan]:
+    """Repeat the scans of small groups, so that a pass over all scans draws every group equally often.
 
     Args:
-        files: One a scan.
+        scans: What is drawn from.
         groups: Of each scan.
 
     Returns:
-        For each group as many files as the largest has; within a group no file occurs more than once more often than
+        For each group as many scans as the largest has; within a group no scan occurs more than once more often than
         another.
     """
-    members: dict[str, list[Path]] = {}
-    for file, group in zip(files, groups, strict=True):
-        members.setdefault(group, []).append(file)
+    members: dict[str, list[_Scan]] = {}
+    for scan, group in zip(scans, groups, strict=True):
+        members.setdefault(group, []).append(scan)
     most = max(map(len, members.values()))
     return [own[index % len(own)] for own in members.values() for index in range(most)]
 
@@ -210,7 +212,7 @@ class DenoiserStage:
             Figures for the log.
         """
         self.averaged.eval()
-        files = self.val[:32]
+        files = spread(self.val, 32)
         losses = []
         for first in range(0, len(files), 8):
             part = files[first : first + 8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from medgen.generator import Generator
 from medgen.planning import DiffusionPlan, Plan
 from medgen.precision import Precision, autocast
+from medgen.seeding import spread
 from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_variants, crop_to, key_of, read_scan
 
 MEASURED = 64  # scans that tell the spread of the latents
@@ -64,6 +66,8 @@ def cache_latents(
         CACHE_FORMAT,
         [Path(scan.path).name for scan in scans],
         weights,
+        generator.config.latent_shift,
+        generator.config.latent_scale,
         stage.variants,
         stage.rotation,
         stage.scaling,
@@ -88,17 +92,30 @@ def cache_latents(
 
 @torch.no_grad()
 def measure_latents(
-    generator: Generator, scans: list[CachedScan], size: tuple[int, ...], *, precision: Precision, device: torch.device
+    generator: Generator,
+    scans: Sequence[CachedScan],
+    size: tuple[int, ...],
+    *,
+    precision: Precision,
+    device: torch.device,
 ) -> None:
     """Set the model's shift and scale of each latent channel so that its denoiser sees training scans of variance 1.
 
+    The scans are evenly spaced ones of all: were they of one modality alone, another could lie ten deviations away.
     A model without autoencoder stays as it is.
+
+    Args:
+        generator: The model, with a trained autoencoder.
+        scans: As often as training draws them.
+        size: Voxels per axis of a training scan.
+        precision: Number format of the autoencoder.
+        device: Where it runs.
     """
     if generator.autoencoder is None:
         return
     total = torch.zeros(2, generator.denoiser.config["in_channels"], dtype=torch.float64)
     count = 0
-    for scan in scans[:MEASURED]:
+    for scan in spread(scans, MEASURED):
         image = crop_to({"image": read_scan(scan)["image"]}, size, None)["image"]
         with autocast(device, precision):
             latents = generator.autoencoder.encode(image[None].to(device))[0]

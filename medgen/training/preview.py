@@ -13,16 +13,11 @@ from medgen.diffusion.sampler import sample
 from medgen.generator import Generator
 from medgen.pictures import sample_grid
 from medgen.precision import Precision, autocast
-from medgen.seeding import derive_seed, seeded_noise
+from medgen.seeding import derive_seed, seeded_noise, spread
 from medgen.training.cache import CachedScan, crop_to, read_scan
 from medgen.training.steering import Steering
 
 SHOWN = 4
-
-
-def _choose(scans: Sequence[CachedScan]) -> list[CachedScan]:
-    """A few scans from the whole set: neighbors in it are often slices of one patient."""
-    return [scans[index * len(scans) // SHOWN] for index in range(SHOWN)] if len(scans) > SHOWN else list(scans)
 
 
 def _load(generator: Generator, scans: Sequence[CachedScan]) -> dict[str, torch.Tensor]:
@@ -66,7 +61,7 @@ def preview_images(
         device: Where the networks are.
         steering: What steers each scan.
     """
-    scans = _choose(scans)
+    scans = spread(scans, SHOWN)
     real = _load(generator, scans)
     label = real["label"].long()
     rows, texts = [], []
@@ -115,7 +110,7 @@ def preview_labels(
     objective = generator.config.label_objective
     if objective is None:
         raise ValueError("expected a model with a label generator, got one without")
-    scans = _choose(scans)
+    scans = spread(scans, SHOWN)
     real = _load(generator, scans)
     valid = real["valid"][:, None].float().to(device)
     seeds = [derive_seed(seed, "preview", index) for index in range(len(valid))]

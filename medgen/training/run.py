@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from medgen.training.control import AnyDenoiser
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
+Row = TypeVar("Row")
 
 
 def _identity(scan: CachedScan) -> str:
@@ -205,7 +206,8 @@ class Run:
         generator = Generator(config, denoiser, self._autoencoder())
         if plan.conditions.text is not None:
             generator.text_encoder = build_text_encoder(plan.conditions.text, self.train, self.seed)
-        measure_latents(generator, self.train, self.plan.size, precision=self.precision, device=self.accelerator.device)
+        drawn = self._balanced(self.train, self.train)
+        measure_latents(generator, drawn, self.plan.size, precision=self.precision, device=self.accelerator.device)
         self._train_denoiser("denoiser", denoiser, plan, generator)
 
     def _renew_defaults(self, plan: DenoiserPlan) -> None:
@@ -285,8 +287,11 @@ class Run:
             self._save(generator)
         self.accelerator.wait_for_everyone()
 
-    def _groups(self, scans: list[CachedScan], column: str) -> list[str]:
-        """Value of a column of the metadata for each scan."""
+    def _balanced(self, rows: list[Row], scans: list[CachedScan]) -> list[Row]:
+        """What was made of scans, each repeated as often as `balance` has it drawn."""
+        column = self.plan.denoiser.balance
+        if column is None:
+            return rows
         meta = {case.case: case.meta for case in self.dataset.cases}
         empty = [scan.case for scan in scans if not meta[scan.case].get(column)]
         if empty:
@@ -294,7 +299,7 @@ class Run:
                 f"denoiser.balance: expected a value of {column!r} for every training scan, got none for {len(empty)} "
                 f"of {len(scans)}, such as {empty[0]}. Fill the column in the metadata, or set it to null."
             )
-        return [meta[scan.case][column] for scan in scans]
+        return balance_draws(rows, [meta[scan.case][column] for scan in scans])
 
     def _train_denoiser(
         self,
@@ -339,8 +344,8 @@ class Run:
             train = cache_latents(train_scans, generator, cached, plan.variants, title=f"training {kind}", **common)
         with self.accelerator.main_process_first():
             val = cache_latents(val_scans, generator, cached, 1, title=f"validation {kind}", **common)
-        if is_image and self.plan.denoiser.balance is not None:
-            train = balance_draws(train, self._groups(train_scans, self.plan.denoiser.balance))
+        if is_image:
+            train = self._balanced(train, train_scans)
         stage = DenoiserStage(
             name,
             denoiser,
