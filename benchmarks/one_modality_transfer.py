@@ -37,7 +37,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,9 +49,9 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd, RandGaussianNoised, RandSpatialCropd
 
-from medgen.data.dataset import Case, Dataset, load_case, load_cases, read_dataset
+from medgen.data.dataset import Case, Dataset, load_cases, read_dataset
 from medgen.data.intensity import Normalization
-from medgen.data.io import read_label, write_image, write_label
+from medgen.data.io import read_label, write_label
 from medgen.generator import Generator
 from medgen.provenance import SampleRecord, sha256_array
 from medgen.seeding import derive_seed, stream
@@ -203,17 +203,6 @@ def cut_labels(files: Sequence[Path], size: Sequence[int], count: int, folder: P
     return folder
 
 
-def draw_outlines(labels: Path, folder: Path) -> Path:
-    """Label maps as black and white pictures, for the edges in them: a model extracts these as it does from scans."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    for file in sorted(labels.iterdir()):
-        label, grid = read_label(file)
-        write_image(folder / file.name, 255.0 * (label[None] > 0), grid, dtype="uint8")
-    return folder
-
-
 def make_pairs(
     data: Dataset, target: str, model: str, pairs: int, workdir: Path, **settings: Any
 ) -> tuple[list[Pair], list[SampleRecord]]:
@@ -223,19 +212,12 @@ def make_pairs(
     labels = cut_labels(files, generator.config.size, pairs, workdir / "labels", settings["seed"])
     (text,) = {case.text for case in data.cases if case.meta["site"] == target}
     output = workdir / f"{target}-{generator.weights_hash[:8]}"
-    given: dict[str, Any] = {"labels": labels}
-    if "mask" not in generator.conditions:
-        given = {"edges": draw_outlines(labels, workdir / "outlines"), "label_source": "none"}
-    records = synthesize(output, model=model, prompts=text, overwrite=True, **settings | given)
+    outlines = "mask" not in generator.conditions
+    records = synthesize(
+        output, model=model, prompts=text, labels=labels, label_outlines=outlines, overwrite=True, **settings
+    )
     made = read_dataset(output)
-    by_name = {case.case: case for case in made.cases}
-    found = []
-    for record in records:
-        sample = load_case(by_name[record.case], made)
-        if sample.label is None:
-            sample = replace(sample, label=read_label(labels / record.conditions["edge"][0]["file"])[0])
-        found.append(prepare(sample))
-    return found, records
+    return [prepare(sample) for sample in load_cases(made, made.cases)], records
 
 
 def interval(gains: Sequence[float]) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from medgen.diffusion.sampler import sample, sampler_names
 from medgen.generator import Generator, GeneratorConfig
 from medgen.seeding import derive_seed, seeded_noise, stream
 from medgen.synthesis.inpainting import Inpainting
-from medgen.synthesis.inputs import place_edges
+from medgen.synthesis.inputs import outline_classes, place_edges
 from medgen.synthesis.plan import SampleSpec, SamplingSettings, check_label_source
 from medgen.synthesis.sources import read_source
 from medgen.types import BadInputError, Grid
@@ -93,6 +93,8 @@ def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
         check_label_source(spec.source)
     item = _label(spec, generator)
     edge = None if spec.edge is None else place_edges(spec.edge, item.placement, config)
+    if spec.outlines and item.index is not None:
+        edge = outline_classes(item.index, item.placement, config)
     scan = None if spec.scan is None else read_source(spec.scan, spec.file, config)
     return replace(item, edge=edge, facts=steering_facts(spec, item.placement, config), scan=scan)
 
@@ -156,8 +158,8 @@ def steering_names(spec: SampleSpec, config: GeneratorConfig) -> tuple[str, ...]
     Returns:
         The names; headers of files are read where the voxel size steers.
     """
-    names = [] if spec.source == "none" else ["mask"]
-    names += ["edge"] if spec.edge is not None else []
+    names = [] if spec.source == "none" or spec.outlines else ["mask"]
+    names += ["edge"] if spec.outlines or spec.edge is not None else []
     names += ["text"] if spec.text is not None else []
     names += list(spec.attributes)
     if SPACING in config.attributes and SPACING not in names and _grid(spec, config).known:

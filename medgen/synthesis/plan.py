@@ -84,7 +84,8 @@ class SampleSpec:
         seed: Seed of all its draws.
         source: Where its label comes from; ``none`` makes a scan without a label map.
         file: Label map that is taken or deformed; None for ``generate`` and ``none``.
-        edge: What its edges are taken from; None where no edges steer it.
+        outlines: Whether its label map steers by the outlines of its classes, as edges, and not by itself.
+        edge: What its edges are taken from; None where no others steer it.
         scan: What it is made from; None makes it from noise.
         text: What it should show, in words; None where no text steers it.
         attributes: Facts that it should have, by name. A voxel size that is not among them is that of its grid.
@@ -95,6 +96,7 @@ class SampleSpec:
     seed: int
     source: LabelSource
     file: SourceFile | None = None
+    outlines: bool = False
     edge: EdgeSource | None = None
     scan: ScanSource | None = None
     text: str | None = None
@@ -112,6 +114,8 @@ class SampleSpec:
     def conditions(self) -> dict[str, Any]:
         """What steers it besides its label map, and what it is made from, as JSON values without what is absent."""
         found: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        if self.outlines:
+            found["label_outlines"] = True
         if self.edge is not None:
             found["edge_map" if self.edge.ready else "edge"] = [file.named for file in self.edge.files]
         if self.scan is not None:
@@ -164,6 +168,7 @@ def plan_samples(
     seed: int = 0,
     source: LabelSource = "generate",
     files: Sequence[SourceFile] = (),
+    outlines: bool = False,
     edges: Sequence[EdgeSource] = (),
     scans: Sequence[ScanSource] = (),
     prompts: Sequence[str] = (),
@@ -177,6 +182,7 @@ def plan_samples(
         seed: Root seed; a sample's own seed depends on this and on its position only.
         source: Where the labels come from.
         files: Label maps for ``files`` and ``deform``.
+        outlines: Whether these steer by their outlines.
         edges: Sources of edges; beside label maps one for each of them.
         scans: Scans that the samples are made from; beside label maps or edges one for each of them.
         prompts: Texts.
@@ -194,6 +200,11 @@ def plan_samples(
         raise BadInputError(
             f"label_source '{source}': expected {needs}, got {len(files)}. Give --labels FOLDER with 'files' or "
             "'deform', and none with 'generate' or 'none'."
+        )
+    if outlines and (edges or not files):
+        raise BadInputError(
+            f"label_outlines: expected label maps and no other edges, got {len(files)} label maps and {len(edges)} "
+            "sources of edges. Give --labels FOLDER, and leave --edges and --edge_maps out."
         )
     if files and edges and len(files) != len(edges):
         raise BadInputError(f"edges: expected one for each of the {len(files)} label maps, got {len(edges)}.")
@@ -213,6 +224,7 @@ def plan_samples(
             {
                 "source": source,
                 "file": files[row % len(files)] if files else None,
+                "outlines": outlines,
                 "edge": edges[row % len(edges)] if edges else None,
                 "scan": scans[row % len(scans)] if scans else None,
                 "text": prompts[index % len(prompts)] if prompts else None,

@@ -229,6 +229,7 @@ def _read_spec(
         seed=member["seed"],
         source=record.label["source"],
         file=find("labels", member["file"], member["sha256"]) if member["file"] else None,
+        outlines=steered.get("label_outlines", False),
         edge=edge,
         scan=scan,
         text=steered.get("text"),

@@ -43,6 +43,7 @@ class Request:
         labels: As there.
         label_source: As there.
         label_sampling: As there.
+        label_outlines: As there.
         prompts: As there.
         edges: As there.
         edge_maps: As there.
@@ -61,6 +62,7 @@ class Request:
     labels: Path | None
     label_source: LabelSource | None
     label_sampling: LabelSampling
+    label_outlines: bool
     prompts: str | None
     edges: Path | None
     edge_maps: Path | None
@@ -99,6 +101,7 @@ class Request:
         keys = (*_IN_TABLE, "strength", "attributes", "conditions")
         return {
             **{key: given.get(key) for key in keys},
+            "label_outlines": self.label_outlines,
             "truncate_prompts": self.truncate_prompts,
             "skip_bad": self.skip_bad,
         }
@@ -167,6 +170,7 @@ def plan_request(request: Request, generator: Generator) -> Planned:
             seed=request.seed,
             source=source,
             files=files,
+            outlines=request.label_outlines,
             edges=edges,
             scans=scans,
             prompts=prompts,
@@ -216,6 +220,7 @@ def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]],
     if request.edges is not None and request.edge_maps is not None:
         raise BadInputError("edges: expected scans (--edges) or edge maps (--edge_maps), got both. Leave one out.")
     given = {"labels": "mask", "prompts": "text", "edges": "edge", "edge_maps": "edge"}
+    given |= {"labels": "edge"} if request.label_outlines else {}
     require_conditions(generator, {name: key for key, name in given.items() if getattr(request, key) is not None})
     config, skip_bad = generator.config, request.skip_bad
     found: dict[str, Any] = _find_sources(request, config)
@@ -266,6 +271,7 @@ def _default_source(rows: Sequence[Mapping[str, Any]], generator: Generator) -> 
 
 def _refuse_beside_table(request: Request) -> None:
     both = [name for name in _IN_TABLE if getattr(request, name) is not None]
+    both += ["label_outlines"] if request.label_outlines else []
     if both:
         raise BadInputError(
             f"{', '.join(both)}: expected none beside conditions, whose rows name what each sample has. Leave "

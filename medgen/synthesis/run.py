@@ -49,6 +49,7 @@ def synthesize(
     labels: Path | None = None,
     label_source: Literal["files", "deform", "generate", "none"] | None = None,
     label_sampling: Literal["in_turn", "rare"] = "in_turn",
+    label_outlines: bool = False,
     prompts: str | None = None,
     edges: Path | None = None,
     edge_maps: Path | None = None,
@@ -99,6 +100,8 @@ def synthesize(
             holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts (cells).
         label_sampling: 'in_turn' takes the label maps one after the other; 'rare' draws those more often whose classes
             or sizes of classes are rare among them, so that all sizes are shown alike; at least 6 maps.
+        label_outlines: Let label maps steer by the outlines of their classes, as edges, and not by themselves: for a
+            model that knows edges of all scans, but label maps of some alone, or of none.
         prompts: What the scans should show, in words: the prompt itself, a .txt file with one a line, or a .csv file
             with a column `text` or `prompt`; taken in turn.
         edges: Folder of scans whose edges the new scans follow, extracted as the model's training edges were. Beside

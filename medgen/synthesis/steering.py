@@ -95,7 +95,7 @@ def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncat
             for its encoder or has no word that it knows.
     """
     config = generator.config
-    used = {"mask" for spec in specs if spec.source != "none"}
+    used = {"mask" for spec in specs if spec.source != "none" and not spec.outlines}
     used |= {"edge" for spec in specs if spec.edge is not None} | {"text" for spec in specs if spec.text is not None}
     require_conditions(generator, {name: _ARGUMENTS[name] for name in _ARGUMENTS if name in used})
     facts = dict.fromkeys((name, value) for spec in specs for name, value in spec.attributes.items())
@@ -324,7 +324,7 @@ def batch_condition(generator: Generator, group: Sequence[LabelledGrid]) -> Cond
             embedded = encode_unique(generator.text_encoder, texts, batch_size=1, truncate=True)
     rows = [
         assemble(
-            index=item.index,
+            index=None if item.spec.outlines else item.index,
             num_classes=generator.num_classes,
             mask_form=generator.config.mask_form,
             valid=valid_mask(item.placement),
