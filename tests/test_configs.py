@@ -21,17 +21,19 @@ from PIL import Image
 from medgen import cli
 from medgen.conditions.attributes import fit_spacing
 from medgen.conditions.condition import Condition
-from medgen.data.dataset import read_dataset
+from medgen.data.dataset import load_cases, read_dataset
+from medgen.data.io import read_label
 from medgen.generator import Generator
 from medgen.networks import Vocabulary
 from medgen.planning import Plan, check_plan, choose_conditions, read_plan, summarize_plan
+from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.types import BadInputError
 
 RECIPES = {
     "roentgen_text_cxr": {"text"},
     "diffboost_text_edge": {"text", "edge"},
-    "mrgen_text_mask": {"text", "mask"},
+    "mrgen_text_mask": {"text", "edge"},
     "segguided_mask": {"mask"},
     "maisi_3d_mask_spacing": {"mask", "spacing"},
 }
@@ -244,7 +246,7 @@ def test_a_recipe_fits_its_real_data(
     assert counts == [742, 159]
     labelled = [case for case in sets["mrgen_text_mask"].cases if case.label is not None]
     assert len(labelled) == 101
-    assert "steered by mask, text" in summarize_plan(recipe("mrgen_text_mask"), sets["mrgen_text_mask"], device="cpu")
+    assert "steered by edge, text" in summarize_plan(recipe("mrgen_text_mask"), sets["mrgen_text_mask"], device="cpu")
 
 
 def test_x_rays_are_learned_from_texts(recipe: Callable[..., Plan], tmp_path: Path) -> None:
@@ -330,11 +332,17 @@ def test_modalities_without_masks_are_learned_beside_one_with(
     folder = one_modality(_nuclei(tmp_path / "real" / "nuclei_dsb2018").parent, tmp_path / "one")
     output = train(folder, tmp_path / "run", plan=_shrink(recipe("mrgen_text_mask")), device="cpu")
     generator = Generator.from_pretrained(output)
-    assert set(generator.conditions) == {"mask", "text"}
+    assert set(generator.conditions) == {"edge", "text"}
     assert generator.config.training["training_cases"] == 6
-    mask = torch.zeros(1, 2, SIDE, SIDE)
-    mask[:, 0] = 1
-    assert _responds(generator, "mask", mask, mask.flip(1))
+    prompts = "histology microscopy, cell nuclei"
+    given: dict[str, Any] = {"model": str(output), "prompts": prompts, "num_inference_steps": 2, "device": "cpu"}
+    records = synthesize(tmp_path / "pairs", labels=folder / "labels", label_outlines=True, **given)
+    assert [record.label["file"] for record in records] == ["case_0.png", "case_1.png"]
+    assert [record.conditions for record in records] == 2 * [{"text": prompts, "label_outlines": True}]
+    made = read_dataset(tmp_path / "pairs")
+    for sample, name in zip(load_cases(made, made.cases), ("case_0.png", "case_1.png"), strict=True):
+        assert sample.label is not None
+        assert torch.equal(sample.label, read_label(folder / "labels" / name)[0])
 
 
 def test_a_class_alone_steers_where_masks_lost_classes_in_training(recipe: Callable[..., Plan], tmp_path: Path) -> None:
