@@ -275,7 +275,7 @@ def _load(kind: Any, folder: Path) -> Any:
         )
     except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise BadInputError(
-            f"{folder}: expected a {kind.__name__} as diffusers saves it, got an error: "
+            f"{folder}: expected the class {kind.__name__} as diffusers saves it, got an error: "
             f"{str(error).strip().partition(chr(10))[0]} Save or download it again, whole."
         ) from error
     if report["missing_keys"]:
