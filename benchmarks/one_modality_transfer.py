@@ -353,7 +353,11 @@ def main(
                 batch_size=batch_size,
                 seed=seed,
             )
-            synthesis[target] = describe_synthesis(records)
+            first = records[0].conditions
+            synthesis[target] = describe_synthesis(records) | {
+                "prompt": first["text"],
+                "label_outlines": first.get("label_outlines", False),
+            }
             for arm, sources in (("real_and_synthetic", [source, made]), ("synthetic", [made])):
                 arms[arm] = runs(arm, f"{arm} {target}", sources, [val, train_set, own])
         target_pairs = list(sites[target]["train"].values())

@@ -46,7 +46,7 @@ ARGUMENTS = {
         "output model labels label_source num_samples batch_size seed sampler sampler_spacing num_inference_steps "
         "guidance_scale temperature precision device max_memory_gb skip_bad overwrite replay prompts edges edge_maps "
         "attributes conditions guidance_interval guidance_rescale truncate_prompts controls sources strength regions "
-        "source_labels edge_control label_sampling minority_scale"
+        "source_labels edge_control label_sampling minority_scale label_outlines"
     ),
     "evaluate": "real synthetic output extractor seed skip_bad",
     "filter_pairs": "input reference output gates real_rejected steps seed device overwrite",

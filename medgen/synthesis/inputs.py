@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from medgen.conditions.edge import check_edges, check_outlines, extract_edges, from_whole_numbers
 from medgen.data.dataset import (
@@ -186,38 +185,46 @@ def place_edges(source: EdgeSource, placement: Placement, config: GeneratorConfi
     image, grid = _read([file.path for file in source.files], ready=source.ready)
     if source.ready:
         return to_model(image, placement, mode="linear", padding="constant").clamp_(0, 1)
-    intensity = config.normalization.fit(image, source=source.files[0].path)
-    scan = to_model(intensity.forward(image), placement, mode="linear", padding="reflect")
-    return _extract(scan, placement, config, known=grid.known)
-
-
-def _extract(scan: torch.Tensor, placement: Placement, config: GeneratorConfig, *, known: bool) -> torch.Tensor:
-    """Edges of a picture on the model's grid, as those of the training scans were extracted."""
     if config.edge is None:
         raise BadInputError(
             f"model '{config.name}': expected one that says how its edges are extracted, got one that does not. Give "
             "edge maps with --edge_maps FOLDER."
         )
-    spacing = placement.grid.spacing if known else None
+    intensity = config.normalization.fit(image, source=source.files[0].path)
+    scan = to_model(intensity.forward(image), placement, mode="linear", padding="reflect")
+    spacing = placement.grid.spacing if grid.known else None
     return extract_edges(scan, config.edge, valid=valid_mask(placement), spacing=spacing)
 
 
-def outline_classes(index: torch.Tensor, placement: Placement, config: GeneratorConfig) -> torch.Tensor:
-    """Outlines of the classes of a label map, as the model's edges of a picture in which each class has its own color.
+def outline_classes(index: torch.Tensor, valid: torch.Tensor, config: GeneratorConfig) -> torch.Tensor:
+    """Outlines of the classes of a label map, one voxel thick, as Canny's edges of the training scans are.
+
+    They are drawn, not extracted: a smoothing that leaves out the texture of scans would leave out small lesions too.
 
     Args:
-        index: ``(*placement.shape)`` class indices on the model's grid.
-        placement: How it lies there.
-        config: Of the model; its settings say how edges are extracted.
+        index: ``(H, W[, D])`` class indices on the model's grid.
+        valid: ``(H, W[, D])`` bool, True inside the field of view, whose rim is no outline.
+        config: Of the model.
 
     Returns:
-        ``(1, *placement.shape)`` float32 in [0, 1]; 0 where there is one class alone.
+        ``(1, H, W[, D])`` float32: 1 where a neighbor along an axis is of a lower class, else 0.
 
     Raises:
-        BadInputError: If the model does not say how edges are extracted.
+        BadInputError: If the model does not take outlines.
     """
-    picture = F.one_hot(index.long(), len(config.class_names)).movedim(-1, 0).float()
-    return _extract(picture, placement, config, known=placement.source.known)
+    if config.edge is None or config.edge.method != "canny":
+        got = "nothing about its edges" if config.edge is None else config.edge.method
+        raise BadInputError(
+            f"label_outlines: expected a model of Canny's edges, got {got}. Give pictures of the label maps with "
+            "--edges FOLDER, or edge maps with --edge_maps FOLDER."
+        )
+    outlines = torch.zeros(index.shape, dtype=torch.bool)
+    for axis, length in enumerate(index.shape):
+        before, after = (slice(None),) * axis + (slice(length - 1),), (slice(None),) * axis + (slice(1, None),)
+        both = valid[before] & valid[after]
+        outlines[before] |= both & (index[before] > index[after])
+        outlines[after] |= both & (index[after] > index[before])
+    return outlines[None].float()
 
 
 def require_same_grid(path: Path, other: Path) -> None:

@@ -94,7 +94,7 @@ def prepare(spec: SampleSpec, generator: Generator) -> LabelledGrid:
     item = _label(spec, generator)
     edge = None if spec.edge is None else place_edges(spec.edge, item.placement, config)
     if spec.outlines and item.index is not None:
-        edge = outline_classes(item.index, item.placement, config)
+        edge = outline_classes(item.index, valid_mask(item.placement), config)
     scan = None if spec.scan is None else read_source(spec.scan, spec.file, config)
     return replace(item, edge=edge, facts=steering_facts(spec, item.placement, config), scan=scan)
 

@@ -124,9 +124,11 @@ def _read_rejections(output: Path) -> list[dict[str, str]]:
 
 def _steered_by(record: SampleRecord) -> list[str]:
     """Names of what steered a scan, as people say them."""
-    plural = {"edge": "edges", "edge_map": "edge maps", "source": "source scan", "label_outlines": "its outlines alone"}
+    plural = {"edge": "edges", "edge_map": "edge maps", "source": "source scan"}
     names = [] if record.label["source"] == "none" else ["label map"]
-    names += [plural.get(name, name) for name in record.conditions if name != "attributes"]
+    if "label_outlines" in record.conditions:
+        names = ["outlines of the label map"]
+    names += [plural.get(name, name) for name in record.conditions if name not in ("attributes", "label_outlines")]
     return [*names, *record.conditions.get("attributes", {})]
 
 

@@ -102,6 +102,14 @@ class SampleSpec:
     text: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    def __post_init__(self) -> None:
+        if self.outlines and (self.file is None or self.edge is not None):
+            got = "none" if self.file is None else "other edges too"
+            raise BadInputError(
+                f"label_outlines: expected label maps from files, and no edges but theirs, got {got}. Give --labels "
+                "FOLDER, and leave --edges and --edge_maps out."
+            )
+
     @property
     def paths(self) -> tuple[Path, ...]:
         """Files that it is made from."""
@@ -200,11 +208,6 @@ def plan_samples(
         raise BadInputError(
             f"label_source '{source}': expected {needs}, got {len(files)}. Give --labels FOLDER with 'files' or "
             "'deform', and none with 'generate' or 'none'."
-        )
-    if outlines and (edges or not files):
-        raise BadInputError(
-            f"label_outlines: expected label maps and no other edges, got {len(files)} label maps and {len(edges)} "
-            "sources of edges. Give --labels FOLDER, and leave --edges and --edge_maps out."
         )
     if files and edges and len(files) != len(edges):
         raise BadInputError(f"edges: expected one for each of the {len(files)} label maps, got {len(edges)}.")

@@ -149,6 +149,7 @@ def plan_request(request: Request, generator: Generator) -> Planned:
             Path(request.conditions),
             generator,
             source=source,
+            outlines=request.label_outlines,
             strength=request.strength,
             attributes=attributes,
             skip_bad=request.skip_bad,
@@ -220,7 +221,9 @@ def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]],
     if request.edges is not None and request.edge_maps is not None:
         raise BadInputError("edges: expected scans (--edges) or edge maps (--edge_maps), got both. Leave one out.")
     given = {"labels": "mask", "prompts": "text", "edges": "edge", "edge_maps": "edge"}
-    given |= {"labels": "edge"} if request.label_outlines else {}
+    if request.label_outlines:
+        require_conditions(generator, {"edge": "label_outlines"})
+        del given["labels"]
     require_conditions(generator, {name: key for key, name in given.items() if getattr(request, key) is not None})
     config, skip_bad = generator.config, request.skip_bad
     found: dict[str, Any] = _find_sources(request, config)
@@ -271,7 +274,6 @@ def _default_source(rows: Sequence[Mapping[str, Any]], generator: Generator) -> 
 
 def _refuse_beside_table(request: Request) -> None:
     both = [name for name in _IN_TABLE if getattr(request, name) is not None]
-    both += ["label_outlines"] if request.label_outlines else []
     if both:
         raise BadInputError(
             f"{', '.join(both)}: expected none beside conditions, whose rows name what each sample has. Leave "

@@ -100,8 +100,9 @@ def synthesize(
             holes of each class, unless a map, or the usual map of the model's training, has more than 8 parts (cells).
         label_sampling: 'in_turn' takes the label maps one after the other; 'rare' draws those more often whose classes
             or sizes of classes are rare among them, so that all sizes are shown alike; at least 6 maps.
-        label_outlines: Let label maps steer by the outlines of their classes, as edges, and not by themselves: for a
-            model that knows edges of all scans, but label maps of some alone, or of none.
+        label_outlines: Let label maps that are given steer by the outlines of their classes and not by themselves: for
+            a model that was trained on Canny's edges of all scans, and on label maps of few. They are guided as `edge`,
+            and no other edges can stand beside.
         prompts: What the scans should show, in words: the prompt itself, a .txt file with one a line, or a .csv file
             with a column `text` or `prompt`; taken in turn.
         edges: Folder of scans whose edges the new scans follow, extracted as the model's training edges were. Beside

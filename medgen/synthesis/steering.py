@@ -98,6 +98,8 @@ def check_steering(generator: Generator, specs: Sequence[SampleSpec], *, truncat
     used = {"mask" for spec in specs if spec.source != "none" and not spec.outlines}
     used |= {"edge" for spec in specs if spec.edge is not None} | {"text" for spec in specs if spec.text is not None}
     require_conditions(generator, {name: _ARGUMENTS[name] for name in _ARGUMENTS if name in used})
+    if any(spec.outlines for spec in specs):
+        require_conditions(generator, {"edge": "label_outlines"})
     facts = dict.fromkeys((name, value) for spec in specs for name, value in spec.attributes.items())
     require_conditions(generator, {name: f"attribute '{name}'" for name, _ in facts})
     far: dict[str, str] = {}

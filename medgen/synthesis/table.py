@@ -26,6 +26,7 @@ def read_conditions(
     *,
     source: LabelSource | None,
     attributes: Mapping[str, str],
+    outlines: bool = False,
     strength: float | None = None,
     skip_bad: bool = False,
 ) -> tuple[list[dict[str, Any]], list[Rejection]]:
@@ -39,6 +40,7 @@ def read_conditions(
         generator: The model.
         source: Where the label maps come from; None takes them as they are, and no label map where a row names none.
         attributes: Facts of every sample, where a row does not say otherwise.
+        outlines: Whether label maps steer by their outlines.
         strength: Share of the noise process that is run on source scans, likewise.
         skip_bad: Leave out rows whose files cannot be used instead of stopping at the first.
 
@@ -54,7 +56,7 @@ def read_conditions(
     _check_header(path, header, generator)
     made_from = _source_columns(generator.config)
     filled = {
-        _COLUMNS.get(column, column): column
+        "edge" if outlines and column == "label" else _COLUMNS.get(column, column): column
         for column in header
         if column not in made_from and any(row[column] for _, row in table)
     }
@@ -64,7 +66,9 @@ def read_conditions(
     rejected: list[Rejection] = []
     for line, row in table:
         try:
-            rows.append(_row(row, reader, source, strength) | {"attributes": _facts(row, attributes, made_from)})
+            own = _row(row, reader, source, strength)
+            own |= {"outlines": outlines and own["file"] is not None, "attributes": _facts(row, attributes, made_from)}
+            rows.append(own)
         except BadInputError as error:
             if not skip_bad:
                 raise BadInputError(f"{path}, line {line}: {error}") from error

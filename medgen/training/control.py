@@ -156,7 +156,7 @@ def plan_on(
         dataset = without_labels(dataset)
     pace = make_plan(dataset, conditions=conditions, device=device)
     steered = _all_conditions(base, pace.denoiser.conditions)
-    foreign = "pipeline" in config.training  # it knows nothing of scans
+    foreign, knows = "pipeline" in config.training, _knows_classes(base)  # a pipeline knows nothing of scans
     control: Literal["mask", "edge"] | None = None
     if new:
         control = "mask" if new[0] == "mask" else "edge"
@@ -164,7 +164,8 @@ def plan_on(
         pace,
         name=f"{config.name}-{new[0]}" if new else f"{config.name}-{pace.name}",
         channel_names=pace.channel_names if foreign else dict(config.channel_names),
-        class_names=dict(config.class_names if _knows_classes(base) else pace.class_names),
+        # Names are kept where the scans bring none: label maps may steer by their outlines.
+        class_names=dict(config.class_names if knows or len(pace.class_names) == 1 else pace.class_names),
         size=_size(base, pace) if foreign else tuple(config.size),
         spacing=pace.spacing if foreign else config.spacing,
         orientation=config.orientation,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from accelerate import Accelerator
 
 from medgen.generator import Generator
 from medgen.planning import DiffusionPlan, Plan
 from medgen.precision import Precision, autocast
+from medgen.provenance import write_text
 from medgen.seeding import spread
 from medgen.training.cache import CACHE_FORMAT, CachedScan, cache_variants, crop_to, key_of, read_scan
+from medgen.types import BadInputError
 
+if TYPE_CHECKING:
+    from medgen.networks import Autoencoder, LatentBaseAutoencoder
+
+LATENTS = "latents.json"
 MEASURED = 64  # scans that tell the spread of the latents
 
 
@@ -59,15 +67,14 @@ def cache_latents(
         with autocast(device, precision):
             return generator.encode(tensors["image"][None].to(device))[0].float().cpu()
 
-    weights = ""
+    weights, spread_of = "", None
     if kind == "denoiser" and generator.autoencoder is not None:
-        weights = str(float(sum(value.double().abs().sum() for value in generator.autoencoder.state_dict().values())))
+        weights, spread_of = _digest(generator), (generator.config.latent_shift, generator.config.latent_scale)
     key = key_of(
         CACHE_FORMAT,
         [Path(scan.path).name for scan in scans],
         weights,
-        generator.config.latent_shift,
-        generator.config.latent_scale,
+        spread_of,
         stage.variants,
         stage.rotation,
         stage.scaling,
@@ -90,39 +97,73 @@ def cache_latents(
     )
 
 
-@torch.no_grad()
-def measure_latents(
+def settle_latents(
     generator: Generator,
     scans: Sequence[CachedScan],
+    folder: Path,
     size: tuple[int, ...],
     *,
     precision: Precision,
-    device: torch.device,
+    accelerator: Accelerator,
 ) -> None:
     """Set the model's shift and scale of each latent channel so that its denoiser sees training scans of variance 1.
 
-    The scans are evenly spaced ones of all: were they of one modality alone, another could lie ten deviations away.
-    A model without autoencoder stays as it is.
+    They are measured once a run, by its first process: a digit that differs, as on another machine, would make another
+    cache. The scans are evenly spaced ones of all: were they of one modality alone, another could lie ten deviations
+    away. A model without autoencoder stays as it is.
 
     Args:
         generator: The model, with a trained autoencoder.
         scans: As often as training draws them.
+        folder: Run folder.
         size: Voxels per axis of a training scan.
         precision: Number format of the autoencoder.
-        device: Where it runs.
+        accelerator: Device and processes.
+
+    Raises:
+        BadInputError: If the denoiser has learned from latents of which this is not on file.
     """
     if generator.autoencoder is None:
         return
-    total = torch.zeros(2, generator.denoiser.config["in_channels"], dtype=torch.float64)
-    count = 0
+    path, digest = folder / LATENTS, _digest(generator)
+    if accelerator.is_main_process:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if known.get("autoencoder") != digest:
+            if (folder / "checkpoints" / "denoiser").is_dir():
+                raise BadInputError(
+                    f"{path}: expected the spread of the latents that the denoiser has begun to learn from, got none. "
+                    "Train in a new folder."
+                )
+            shift, scale = _measure(generator.autoencoder, scans, size, precision, accelerator.device)
+            write_text(path, json.dumps({"autoencoder": digest, "shift": shift, "scale": scale}) + "\n")
+    accelerator.wait_for_everyone()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    generator.config.latent_shift, generator.config.latent_scale = tuple(found["shift"]), tuple(found["scale"])
+
+
+@torch.no_grad()
+def _measure(
+    autoencoder: Autoencoder | LatentBaseAutoencoder,
+    scans: Sequence[CachedScan],
+    size: tuple[int, ...],
+    precision: Precision,
+    device: torch.device,
+) -> tuple[list[float], list[float]]:
+    """Mean and inverse deviation of each latent channel."""
+    total, count = torch.zeros(2, 1, dtype=torch.float64), 0
     for scan in spread(scans, MEASURED):
         image = crop_to({"image": read_scan(scan)["image"]}, size, None)["image"]
         with autocast(device, precision):
-            latents = generator.autoencoder.encode(image[None].to(device))[0]
+            latents = autoencoder.encode(image[None].to(device))[0]
         flat = latents[0].flatten(1).double().cpu()
-        total += torch.stack([flat.sum(1), flat.square().sum(1)])
+        total = total + torch.stack([flat.sum(1), flat.square().sum(1)])
         count += flat.shape[1]
     mean = total[0] / count
     std = (total[1] / count - mean.square()).sqrt()
-    generator.config.latent_shift = tuple(mean.tolist())
-    generator.config.latent_scale = tuple((1 / std).tolist())
+    return mean.tolist(), (1 / std).tolist()
+
+
+def _digest(generator: Generator) -> str:
+    """Of the autoencoder's weights."""
+    weights = [] if generator.autoencoder is None else generator.autoencoder.state_dict().values()
+    return str(float(sum(value.double().abs().sum() for value in weights)))

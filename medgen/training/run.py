@@ -41,7 +41,7 @@ from medgen.training.folder import (
     model_folder,
     record_run,
 )
-from medgen.training.latents import cache_latents, measure_latents
+from medgen.training.latents import cache_latents, settle_latents
 from medgen.training.loop import finished, load_averaged, run_stage
 from medgen.training.preview import preview_images, preview_labels
 from medgen.training.steering import Steering, build_text_encoder
@@ -207,7 +207,9 @@ class Run:
         if plan.conditions.text is not None:
             generator.text_encoder = build_text_encoder(plan.conditions.text, self.train, self.seed)
         drawn = self._balanced(self.train, self.train)
-        measure_latents(generator, drawn, self.plan.size, precision=self.precision, device=self.accelerator.device)
+        settle_latents(
+            generator, drawn, self.folder, self.plan.size, precision=self.precision, accelerator=self.accelerator
+        )
         self._train_denoiser("denoiser", denoiser, plan, generator)
 
     def _renew_defaults(self, plan: DenoiserPlan) -> None:

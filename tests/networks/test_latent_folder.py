@@ -66,7 +66,11 @@ def test_pipelines_of_other_families_are_refused(spoiled, kind):
         ("unet/config.json", {"in_channels": 9}, r"expected a U-Net with 4 channels .*9 in and 4 out \(an inpainting"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "got one with addition_embed_type 'text_time'"),
         ("unet/config.json", {"cross_attention_dim": 24}, "expected a text encoder of width 24, .* got one of 16"),
-        ("unet/config.json", {"block_out_channels": [8, 24]}, "unet: expected the class UNet2DConditionModel as diffusers"),
+        (
+            "unet/config.json",
+            {"block_out_channels": [8, 24]},
+            "unet: expected the class UNet2DConditionModel as diffusers",
+        ),
         ("unet/config.json", {"sample_size": None}, "expected the sample_size .*got none"),
         ("vae/config.json", {"latent_channels": 8}, "vae: expected the class AutoencoderKL as diffusers"),
         (

@@ -1,6 +1,7 @@
 """What denoisers learn from has mean 0 and variance 1 over all scans, not over the first ones of a folder."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from medgen.generator import Generator
 from medgen.planning import ConditionsPlan
 from medgen.seeding import spread
 from medgen.training import latents, train
+from medgen.types import BadInputError
 
 
 def test_evenly_spaced_rows():
@@ -42,7 +44,8 @@ def test_latents_of_all_modalities_have_mean_0_and_variance_1(tmp_path, tiny_pla
         normalization=Normalization(method="window", low=0, high=255),
         label=None,
     )
-    generator = Generator.from_pretrained(train(data, tmp_path / "run", plan=plan, device="cpu", max_steps=1))
+    run = tmp_path / "run"
+    generator = Generator.from_pretrained(train(data, run, plan=plan, device="cpu", max_steps=1))
     dark, lit = (
         torch.cat(
             [
@@ -60,3 +63,11 @@ def test_latents_of_all_modalities_have_mean_0_and_variance_1(tmp_path, tiny_pla
     square = (dark.square().mean(1) + lit.square().mean(1)) / 2
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=0.15)
     torch.testing.assert_close(square, torch.ones_like(square), rtol=0, atol=0.15)
+    # What a denoiser has begun to learn from cannot be measured anew.
+    shutil.rmtree(run / "model")
+    train(data, run, plan=plan, device="cpu", max_steps=1)
+    assert Generator.from_pretrained(run).config.latent_shift == generator.config.latent_shift
+    shutil.rmtree(run / "model")
+    (run / "latents.json").unlink()
+    with pytest.raises(BadInputError, match=r"expected the spread of the latents .* Train in a new folder"):
+        train(data, run, plan=plan, device="cpu", max_steps=1)
