@@ -232,7 +232,7 @@ def test_a_run_ends_with_where_the_model_is_and_what_to_do_next(data, tmp_path, 
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"the model is in {run / 'model'}. Next: medgen synthesize --model {run} --output synthetic"
     names = sorted(path.name for path in run.iterdir())
-    assert names == ["cache", "checkpoints", "logs", "model", "plan.yaml", "run.json", "samples"]
+    assert names == ["cache", "checkpoints", "latents.json", "logs", "model", "plan.yaml", "run.json", "samples"]
     card = (run / "model" / "README.md").read_text()
     assert "share the folder of this card and nothing of what lies around it" in card
 
