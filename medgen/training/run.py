@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from medgen.training.control import AnyDenoiser
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
-Row = TypeVar("Row")
+_Row = TypeVar("_Row")
 
 
 def _identity(scan: CachedScan) -> str:
@@ -289,7 +289,7 @@ class Run:
             self._save(generator)
         self.accelerator.wait_for_everyone()
 
-    def _balanced(self, rows: list[Row], scans: list[CachedScan]) -> list[Row]:
+    def _balanced(self, rows: list[_Row], scans: list[CachedScan]) -> list[_Row]:
         """What was made of scans, each repeated as often as `balance` has it drawn."""
         column = self.plan.denoiser.balance
         if column is None:
