@@ -112,6 +112,23 @@ def test_outlines_follow_deformed_maps_and_replay(tmp_path: Path, make_generator
         assert all(map(torch.equal, voxels(tmp_path / "a"), voxels(tmp_path / other)))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_outlines_steer_how_a_scan_is_changed(tmp_path, make_generator, dims):
+    make_generator(dims, conditions=("edge",), label=False).save_pretrained(tmp_path / "model")
+    maps = blob_maps(tmp_path, dims)
+    (tmp_path / "scans").mkdir()
+    for file in maps["labels"].iterdir():
+        label, grid = read_label(file)
+        scan = torch.rand(1, *label.shape, generator=torch.Generator().manual_seed(0)) * 200
+        write_image(tmp_path / "scans" / file.name, scan, grid, dtype="uint8")
+    given = {"model": str(tmp_path / "model"), "sources": tmp_path / "scans", "strength": 0.7, **FAST}
+    synthesize(tmp_path / "a", labels=maps["labels"], label_outlines=True, **given)
+    synthesize(tmp_path / "b", edge_maps=maps["edge_maps"], **given)
+    synthesize(tmp_path / "c", **given)
+    assert all(map(torch.equal, voxels(tmp_path / "a"), voxels(tmp_path / "b")))
+    assert not torch.equal(voxels(tmp_path / "a")[0], voxels(tmp_path / "c")[0])
+
+
 def test_rows_of_a_table_with_a_label_map(tmp_path: Path, make_generator: Callable[..., Generator]) -> None:
     make_generator(2, conditions=("edge", "text"), label=False).save_pretrained(tmp_path / "model")
     maps, model = blob_maps(tmp_path, 2), str(tmp_path / "model")
