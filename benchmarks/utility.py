@@ -14,16 +14,16 @@ Goals: at least a third of that gap is closed by real and filtered synthetic sca
 cardiac and 1 on hippocampus, more than copies of the real scans give, with p below 0.05 after Holm, over other patients
 and other folds.
 
-Every choice (sizes of the networks, steps, ratios) was made with ``--tune``, which tests on other training patients and
-never looks at the validation split. Generators are trained and sampled with the settings below and kept in the work
-folder, as is each training of a segmenter: the same command goes on after a stop. Writes
+Every choice (sizes of the networks, steps, ratios) was made with ``--tune true``, which tests on other training
+patients and never looks at the validation split. Generators are trained and sampled with the settings below and kept in
+the work folder, as is each training of a segmenter: the same command goes on after a stop. Writes
 ``benchmarks/results/utility_DATASET_N.json``.
 
 With ``--num_cases null`` all cases are learned from, and the generator is one that was trained on all of them
 (``--model``): the goal then is to lose no more than 0.2 points. One draw of all patients has no folds.
 
-With ``--pretrained`` the generator has learned from the other public sets before (``other_sets.py``), and is tuned to
-the few cases: another question, and so another file, ``utility_DATASET_N_pretrained.json``.
+With ``--pretrained true`` the generator has learned from the other public sets before (``other_sets.py``), and is tuned
+to the few cases: another question, and so another file, ``utility_DATASET_N_pretrained.json``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import inspect
+import json
 import re
 import sys
 import warnings
@@ -186,7 +187,7 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     parser = command_parser(name)
     function = _function(name)
-    given = _join_lists(function, _open_files(function, arguments))
+    given = _join_lists(function, _leave_out(function, _open_files(function, arguments)))
     words = parser.parse_args(_spell_out_flags(function, given))
     try:
         values = parser.instantiate(words).as_dict()
@@ -305,6 +306,19 @@ def _open_files(function: Any, arguments: Sequence[str]) -> list[str]:
     for index, (option, value) in enumerate(pairwise(words), start=1):
         if option in nested and value.endswith((".yaml", ".yml")) and Path(value).is_file():
             words[index] = _values_in(Path(value), option[2:], nested[option])
+    return words
+
+
+def _leave_out(function: Any, arguments: Sequence[str]) -> list[str]:
+    """Let ``--plan.denoiser.conditions.edge null`` leave out what a file gives; the parser knows no null so deep."""
+    optional = {f"--{key}" for key, hint in _arguments(function) if "." in key and type(None) in get_args(hint)}
+    words = [part for word in arguments for part in (word.split("=", 1) if word.split("=")[0] in optional else [word])]
+    for index, (option, value) in enumerate(pairwise(words), start=1):
+        if option in optional and value == "null":
+            left_out: Any = None
+            for key in reversed(option[2:].split(".")):
+                left_out = {key: left_out}
+            words[index - 1 : index + 1] = ["--config", json.dumps(left_out)]
     return words
 
 

@@ -376,3 +376,12 @@ def test_the_mask_becomes_a_branch_on_the_base_as_the_paper_has_it(recipe: Calla
     generator = Generator.from_pretrained(output)
     assert set(generator.conditions) == {"mask", "spacing"}
     assert list(generator.controls) == ["mask"]
+
+
+@pytest.mark.parametrize("line", ["--plan.denoiser.conditions.{} null", "--plan.denoiser.conditions.{}=null"])
+@pytest.mark.parametrize("key", ["edge", "text"])
+def test_the_line_leaves_out_a_condition_that_the_file_has(key: str, line: str, recipe: Callable[..., Plan]) -> None:
+    whole = recipe("cxr_text_mask_edge")
+    plan = recipe("cxr_text_mask_edge", *line.format(key).split(), "--plan.denoiser.steps", "7")
+    conditions = replace(whole.denoiser.conditions, **{key: None})
+    assert plan == replace(whole, denoiser=replace(whole.denoiser, conditions=conditions, steps=7))
