@@ -34,7 +34,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,7 @@ class Making:
     guidance_scale: float
     temperature: float
     tuning_steps: int  # of a generator that knows other sets
+    elastic: float = 0.0
 
 
 MAKING = {
@@ -158,7 +159,7 @@ def learn(known: Path, run: Path, making: Making, fold: int, base: Path | None) 
     else:
         plan, steps = plan_on(Generator.from_pretrained(base), read_dataset(known), ["mask"]), making.tuning_steps
         plan = replace(plan, denoiser=replace(plan.denoiser, learning_rate=TUNING_RATE))
-    denoiser = replace(plan.denoiser, steps=steps, batch_size=8, variants=making.variants)
+    denoiser = replace(plan.denoiser, steps=steps, batch_size=8, variants=making.variants, elastic=making.elastic)
     plan = replace(plan, denoiser=denoiser, label=None, validate_every=400, checkpoint_every=100)
     return train(known, run, plan=plan, base=base and str(base), device="cpu", seed=fold)
 
@@ -324,8 +325,9 @@ def main(
     print(f"\nall cases, classical: {ceiling:.3f}; best with synthetic scans: {best}: {verdict(reached)}")
     save(
         f"utility_{dataset}_{num_cases or 'all'}{'_pretrained' if pretrained else ''}",
-        what="Dice of a small segmenter trained on few real cases with and without synthetic scans of a generator that "
-        f"has seen these cases alone{' and, before, other public sets' if pretrained else ''}",
+        what="Dice of a small segmenter with and without synthetic scans, trained on "
+        + ("all real cases, as the generator was" if model else "few real cases; the generator has seen these alone")
+        + (" and, before, other public sets" if pretrained else ""),
         model=model,
         n={
             "patients": num_cases or first["train_patients"],
@@ -337,7 +339,8 @@ def main(
             "train_scans": [result["train_scans"] for result, _, _ in by_fold],
         },
         seeds=[fold * 100 + index for fold in folds for index in range(num_seeds)],
-        making=making.__dict__ | ({"pretraining": PRETRAINING, "sets": OTHERS[dataset]} if pretrained else {}),
+        making=({key: asdict(making)[key] for key in ("guidance_scale", "temperature")} if model else asdict(making))
+        | ({"pretraining": PRETRAINING, "sets": OTHERS[dataset]} if pretrained else {}),
         recipe=room["recipe"],
         all_cases=ceiling,
         curve=room["curve"],

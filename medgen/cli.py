@@ -310,11 +310,14 @@ def _open_files(function: Any, arguments: Sequence[str]) -> list[str]:
 
 
 def _leave_out(function: Any, arguments: Sequence[str]) -> list[str]:
-    """Let ``--plan.denoiser.conditions.edge null`` leave out what a file gives; the parser knows no null so deep."""
+    """Let ``--plan.denoiser.conditions.edge null``, and any such key, leave out what a file gives.
+
+    The parser knows no null so deep on a line, but does in a file.
+    """
     optional = {f"--{key}" for key, hint in _arguments(function) if "." in key and type(None) in get_args(hint)}
     words = [part for word in arguments for part in (word.split("=", 1) if word.split("=")[0] in optional else [word])]
     for index, (option, value) in enumerate(pairwise(words), start=1):
-        if option in optional and value == "null":
+        if option in optional and value.lower() == "null":
             left_out: Any = None
             for key in reversed(option[2:].split(".")):
                 left_out = {key: left_out}

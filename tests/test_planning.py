@@ -96,6 +96,18 @@ def test_gray_pictures_get_a_grid_that_divides_and_their_own_type(gray_plan: Pla
     assert gray_plan.label is not None
 
 
+def test_few_scans_are_bent_in_many_versions_and_more_are_not(gray_plan: Plan, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        _picture(tmp_path, f"c{index}", rng.integers(0, 256, (60, 50)).astype(np.uint8))
+    more = make_plan(read_dataset(tmp_path), device="cpu")
+    for plan, elastic, variants in ((gray_plan, 0.09, 32), (more, 0.0, 8)):
+        assert plan.label is not None
+        assert (plan.denoiser.elastic, plan.denoiser.variants, plan.label.variants) == (elastic, variants, variants)
+        assert plan.label.elastic == 0  # shapes of organs stay those of patients
+        assert any("each is bent into 32 versions" in note for note in plan.fingerprint["notes"]) == (elastic > 0)
+
+
 def test_scans_without_label_are_counted_and_said(gray_plan: Plan) -> None:
     assert gray_plan.fingerprint["cases"] == 6
     assert gray_plan.fingerprint["labelled_cases"] == 5
@@ -341,6 +353,7 @@ def test_an_edit_changes_what_it_says_and_nothing_else(gray_plan: Plan, tmp_path
         ({"denoiser": {"temperature": 0.0}}, "denoiser.temperature: expected a finite number above 0, got 0"),
         ({"denoiser": {"guidance_scale": -1.0}}, "denoiser.guidance_scale: expected a finite number of 0 or more"),
         ({"denoiser": {"attention_levels": [True]}}, "denoiser.attention_levels: expected one value for each of the 3"),
+        ({"denoiser": {"elastic": 0.3}}, "denoiser.elastic: expected 0 to 0.15, got 0.3. Take 0.09, or 0 for none."),
         ({"denoiser": {"steps": 0}}, "denoiser.steps: expected 1 or more, got 0."),
         ({"normalization": {"low": 3, "high": 1}}, "normalization: expected low < high"),
         ({"validate_every": 0}, "validate_every: expected 1 or more, got 0. Raise it."),

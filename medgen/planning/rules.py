@@ -58,6 +58,10 @@ _MOST_STEPS: dict[StageName, int] = {"autoencoder": 20_000, "denoiser": 60_000, 
 # Of scans learned in crops every voxel should be seen in about as many crops, within reason.
 _CROPS_PER_VOXEL = 4
 _MOST_VARIANTS = 64
+# Fewer scans than these are learned by heart, and so are bent too, in about so many versions altogether.
+_FEW = 50
+_VERSIONS_OF_FEW = 960
+_BENT = 0.09
 # A small set seen more often than this is learned by heart.
 _MOST_VIEWS = 600
 _MEMORY_SHARE = 0.5
@@ -91,7 +95,11 @@ def make_plan(
     # A scan that is resampled to one voxel size has none to tell.
     spacing, size, compression, crops = _choose_grid(seen, notes, resamples=SPACING not in steered.attributes)
     normalization = _choose_normalization(seen, notes)
-    variants = 4 if seen.useful >= 150 else 8 if seen.useful >= 50 else 16
+    few = seen.useful < _FEW
+    variants = 4 if seen.useful >= 150 else 8
+    if few:
+        variants = int(np.clip(_VERSIONS_OF_FEW // seen.useful, 16, 32))
+        notes.append(f"the scans are few: lest they be learned by heart, each is bent into {variants} versions")
     shared: dict[str, Any] = {
         "attention_levels": (False,) * (_UNET_LEVELS - 1) + (True,),
         "objective": Objective(),
@@ -109,7 +117,9 @@ def make_plan(
         normalization=normalization,
         image_dtype=_choose_dtype(seen, normalization),
         autoencoder=_choose_autoencoder(seen, size, compression, notes),
-        denoiser=DenoiserPlan(num_res_blocks=1 if kind == "cpu" else 2, conditions=steered, **shared),
+        denoiser=DenoiserPlan(
+            num_res_blocks=1 if kind == "cpu" else 2, elastic=_BENT if few else 0.0, conditions=steered, **shared
+        ),
         label=LabelPlan(num_res_blocks=1, mask_channels=16, ema_decay=0.999, **shared)
         if len(seen.class_names) > 1 and steered.mask
         else None,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import AffineGrid, RandAffineGrid, Resample
 from safetensors import safe_open
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from medgen.data.geometry import place, to_model, valid_mask
 from medgen.planning import SPACING_FACTOR, ConditionsPlan, DiffusionPlan, Plan, facts_of
 from medgen.provenance import sha256_file
 from medgen.seeding import derive_seed, stream
+from medgen.training.augment import augment
 from medgen.training.tensors import save_tensors
 from medgen.types import BadInputError, Grid, Sample
 
@@ -273,49 +273,6 @@ def crop_to(
     return {name: tensor[(..., *slices)] for name, tensor in tensors.items()}
 
 
-def augment(
-    tensors: dict[str, torch.Tensor], plan: DiffusionPlan, seed: int, spacing: tuple[float, ...]
-) -> dict[str, torch.Tensor]:
-    """Rotate and scale a scan with its label by a small random amount; never mirrored, since sides matter.
-
-    Args:
-        tensors: As :func:`read_scan` gives them.
-        plan: Bounds of the draw.
-        seed: Decides the draw.
-        spacing: Voxel edges in mm: turned is the patient, not the array of voxels, which may be longer than wide.
-
-    Returns:
-        The same tensors, transformed alike; outside the field of view `valid` is False and `label` 0.
-    """
-    size = tensors["label"].shape
-    dims = len(size)
-    angle = plan.rotation * torch.pi / 180
-    random = RandAffineGrid(
-        rotate_range=[(-angle, angle)] * (3 if dims == 3 else 1), scale_range=[(-plan.scaling, plan.scaling)] * dims
-    )
-    random.set_random_state(seed % 2**32)
-    random.randomize()  # a second set of draws, below, is what MONAI's own RandAffine takes for this seed
-    random(size)
-    matrix = random.get_transformation_matrix()
-    edges = torch.tensor(spacing, dtype=matrix.dtype)
-    matrix[:dims, :dims] *= edges[None, :] / edges[:, None]  # in mm, then out of it
-    grid, _ = AffineGrid(affine=matrix)(size)
-    resample = Resample()
-    out = {}
-    for name, mode, padding in (
-        ("image", "bilinear", "reflection"),
-        ("label", "nearest", "zeros"),
-        ("valid", "nearest", "zeros"),
-    ):
-        tensor = tensors[name].float()
-        moved = torch.as_tensor(
-            resample(tensor if name == "image" else tensor[None], grid, mode=mode, padding_mode=padding)
-        )
-        out[name] = moved if name == "image" else moved[0].round().to(tensors[name].dtype)
-    out["label"] = out["label"] * out["valid"]
-    return out
-
-
 def cache_variants(
     scans: list[CachedScan],
     encode: Callable[[dict[str, torch.Tensor]], torch.Tensor],
@@ -332,7 +289,7 @@ def cache_variants(
 
     A scan that is not larger than ``size`` is there as acquired once. A larger one is there in crops at random places,
     half of the versions as acquired, so that its borders are learned too; where only one version is asked for, as for
-    validation, that is the center.
+    validation, that is the center. Bent versions (``plan.elastic``) keep most of their grain, and count as acquired.
 
     Args:
         scans: Entries of the scan cache.
@@ -369,5 +326,6 @@ def cache_variants(
             row = {"x": encode(tensors).to(torch.float16), "label": tensors["label"], "valid": tensors["valid"]}
             rows.append(row | ({"edge": tensors["edge"]} if edge is not None else {}))
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        save_tensors(stacked | {"augmented": torch.arange(variants) >= acquired}, path)
+        changed = torch.arange(variants) >= (variants if plan.elastic else acquired)
+        save_tensors(stacked | {"augmented": changed}, path)
     return paths

@@ -78,6 +78,7 @@ def cache_latents(
         stage.variants,
         stage.rotation,
         stage.scaling,
+        *([stage.elastic] if stage.elastic else []),  # caches of before it was there keep their names
         plan.size,
         plan.label_stride,
         seed,

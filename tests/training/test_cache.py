@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from medgen.data.dataset import read_dataset
 from medgen.planning import AutoencoderPlan, DenoiserPlan, LabelPlan, Plan
-from medgen.training.cache import CachedScan, augment, cache_scans, cache_variants, read_scan
+from medgen.training.augment import augment
+from medgen.training.cache import CachedScan, cache_scans, cache_variants, read_scan
 from medgen.training.denoiser import draw_variant
 from medgen.training.describe import typical_intensity
 from medgen.types import BadInputError

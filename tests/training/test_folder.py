@@ -141,8 +141,13 @@ def test_a_run_from_before_a_setting_was_there_goes_on(data, tmp_path, begin):
     run = begin(data, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     record["plan"]["denoiser"]["guidance_scale"] = 1.5
+    assert record["plan"]["denoiser"].pop("elastic") == 0.0
     (run / "run.json").write_text(json.dumps(record))
     begin(data, run)
+    record["plan"]["denoiser"]["elastic"] = 0.05
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(BadInputError, match=r"plan\.denoiser\.elastic is 0\.0, was 0\.05"):
+        begin(data, run)
 
 
 def test_a_dry_run_writes_the_plan_that_the_real_run_follows_after_an_edit(data, tmp_path, capsys, tiny):

@@ -3,8 +3,9 @@
 import torch
 
 from medgen.planning import DenoiserPlan
+from medgen.training.augment import augment
 from medgen.training.autoencoder import discriminator_loss, kl_divergence
-from medgen.training.cache import augment, crop_to
+from medgen.training.cache import crop_to
 from medgen.training.denoiser import diffusion_loss
 
 
