@@ -99,7 +99,7 @@ def make_plan(
     variants = 4 if seen.useful >= 150 else 8
     if few:
         variants = int(np.clip(_VERSIONS_OF_FEW // seen.useful, 16, 32))
-        notes.append(f"the scans are few: lest they be learned by heart, each is bent into {variants} versions")
+        notes.append(f"few scans are learned by heart: each is bent into {variants} versions")
     shared: dict[str, Any] = {
         "attention_levels": (False,) * (_UNET_LEVELS - 1) + (True,),
         "objective": Objective(),
