@@ -142,8 +142,8 @@ def synthesize(
             process, counted from pure noise, at which they start and end (in diffusers they are shares of the
             steps), such as '{edge: {conditioning_scale: 0.7, end: 0.6}}'.
         minority_scale: How far scans are led from what the model usually makes towards rare looks (0: off; 0.5 is
-            clearly seen, as contrast above all; more also strays from the label maps). Costs a quarter more network
-            evaluations, and gradients.
+            clearly seen, as contrast above all; more, and in volumes already 0.5, also strays from the label maps).
+            Costs a quarter more network evaluations, and gradients.
         temperature: Factor on the noise that a scan starts from; less makes cleaner scans that differ less from each
             other (1: as trained); by default the model's own.
         precision: 'bf16', 'fp32', or 'auto' for bf16 where the hardware is fast at it.
