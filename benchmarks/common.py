@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medgen.data.case import Case
     from medgen.provenance import SampleRecord
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,14 @@ def data_folder(dataset: str) -> Path:
     if not folder.is_dir():
         sys.exit(f"{folder}: expected the real scans of {dataset}, got nothing there. Set MEDGEN_DATA to their folder.")
     return folder
+
+
+def unseen(test: Sequence[Case], train: Sequence[Case]) -> list[Case]:
+    """Without scans that are training scans too: six of ACDC's validation split are, under another patient number."""
+    from medgen.provenance import sha256_scan
+
+    known = {sha256_scan(case.images[0]) for case in train}
+    return [case for case in test if sha256_scan(case.images[0]) not in known]
 
 
 def link_files(files: Iterable[Path], folder: Path) -> Path:

@@ -46,7 +46,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from common import WORKDIR, data_folder, save, table, verdict
+from common import WORKDIR, data_folder, save, table, unseen, verdict
 from jsonargparse import auto_cli
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
@@ -61,7 +61,7 @@ from medgen.data.intensity import Normalization
 from medgen.data.standard import normalize, read_scan
 from medgen.generator import Generator
 from medgen.metrics.uncertainty import aurc, calibration_error, error_map_auc, error_map_dice
-from medgen.provenance import sha256_scan, write_text
+from medgen.provenance import write_text
 from medgen.seeding import derive_seed, draw
 from medgen.segmentation import CLASSICAL, Augmentation, Pair, Recipe, augment, fit_network, load_pairs
 from medgen.segmentation.preparation import Preparation
@@ -149,12 +149,6 @@ def read_task(name: str, *, tune: bool) -> Task:
         train = [case for case in train if (case.group or case.case) not in held]
     corruptions = dict.fromkeys(TUNED_ON if tune else CORRUPTIONS, unseen(test, train))
     return Task(name, dataset, train, corruptions, len(dataset.class_names))
-
-
-def unseen(test: list[Case], train: list[Case]) -> list[Case]:
-    """Without slices of ACDC's validation split that are training slices of another patient number."""
-    known = {sha256_scan(case.images[0]) for case in train}
-    return [case for case in test if sha256_scan(case.images[0]) not in known]
 
 
 class Padded(nn.Module):

@@ -150,6 +150,24 @@ def append_record(path: Path, record: SampleRecord) -> None:
             os.close(handle)
 
 
+def require_accepted(folder: Path, records: Iterable[SampleRecord]) -> None:
+    """Refuse pairs that gates rejected as something to learn from.
+
+    Args:
+        folder: Where they lie, for the message.
+        records: What is known of each.
+
+    Raises:
+        BadInputError: If one has reasons for its rejection.
+    """
+    for record in records:
+        if record.gates.get("reasons"):
+            raise BadInputError(
+                f"{folder}: expected pairs that the gates accepted, got {record.case}, which they rejected "
+                f"({', '.join(record.gates['reasons'])}). Name the folder of accepted pairs."
+            )
+
+
 def read_manifest(path: Path) -> list[SampleRecord]:
     """Read a manifest; a last line that a killed process left unfinished does not count.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,6 +77,29 @@ class Dataset:
     synthetic: bool = False
     notes: list[str] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+
+
+def unlike_classes(names: Mapping[int, str], others: Mapping[int, str]) -> list[int]:
+    """Label values that mean one thing in one set and another in the other, or that one of them lacks.
+
+    A set that declares no names calls its classes by number, ``class_1``, which fits any name. Neither case nor the
+    name of the background counts.
+
+    Args:
+        names: Names by label value.
+        others: Those of the other set.
+
+    Returns:
+        The values, in order.
+    """
+
+    def alike(value: int) -> bool:
+        if value not in names or value not in others:
+            return False
+        pair = (names[value].lower(), others[value].lower())
+        return pair[0] == pair[1] or f"class_{value}" in pair
+
+    return [value for value in sorted({*names, *others}) if value and not alike(value)]
 
 
 def require_file_name(case: str, source: str | Path) -> str:

@@ -163,7 +163,10 @@ def _read_dataset_json(root: Path) -> Dataset:
     else:
         cases, layout = _listed_cases(root, content)
     if not cases:
-        raise BadInputError(f"{path}: expected at least one training case, got none. Check imagesTr and the list.")
+        remedy = "Check imagesTr and the list."
+        if (root / "gates.json").is_file():
+            remedy = "The gates accepted no pair: gates.json and gates.png beside it say why."
+        raise BadInputError(f"{path}: expected at least one training case, got none. {remedy}")
     count = content.get("numTraining")
     listed = sum(case.split not in VAL_SPLITS for case in cases)
     if count is not None and count != listed:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from medgen.data.case import TRAIN_SPLITS, Case, Dataset
+from medgen.data.case import VAL_SPLITS, Case, Dataset
+from medgen.data.dataset import split_cases
 from medgen.filtering.consistency import VERSION
 from medgen.filtering.measure import Instruments, Measured
 from medgen.provenance import sha256_scan
@@ -78,27 +79,38 @@ def patient_of(case: Case) -> str:
     return case.group or f"case {case.case}"
 
 
-def training_cases(dataset: Dataset) -> tuple[list[Case], list[str]]:
-    """Scans that gates are fitted on: the labelled ones of the training split, or of the folder where it names none.
+def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
+    """Scans that gates are fitted on: the labelled ones of the training split.
+
+    Where the folder names no validation scans, those that ``medgen train`` and ``medgen utility`` hold out are left out
+    here too, or gates would have seen the scans that a comparison is tested on.
 
     Args:
         dataset: The real set.
+        seed: Of the split, where the folder names none.
 
     Returns:
         The scans, and what the user should know of those left out.
 
     Raises:
-        BadInputError: If none has a label.
+        BadInputError: If none has a label, or there are too few patients to hold one out.
     """
-    train = [case for case in dataset.cases if case.split is None or case.split in TRAIN_SPLITS]
+    train, held_out = split_cases(dataset, seed=seed)
     labelled = [case for case in train if case.label is not None]
     if not labelled or len(dataset.class_names) < 2:
         raise BadInputError(
             f"{dataset.root}: expected labelled scans as a reference, got {len(train)} training scans without label "
             "maps. Add them, or give another folder with --reference."
         )
-    left_out = len(train) - len(labelled)
-    return labelled, [f"{left_out} reference scans have no label map and were left out."] if left_out else []
+    notes = []
+    if left_out := len(train) - len(labelled):
+        notes.append(f"{left_out} reference scans have no label map and were left out.")
+    if not any(case.split in VAL_SPLITS for case in dataset.cases):
+        notes.append(
+            f"{len(held_out)} reference scans were left out: medgen train and medgen utility hold them out for tests "
+            f"(seed {seed}). Name validation scans in val.txt to hold out others."
+        )
+    return labelled, notes
 
 
 def digest_of(dataset: Dataset, settings: Mapping[str, Any], *, segmenters: bool = False) -> str:
@@ -115,7 +127,7 @@ def digest_of(dataset: Dataset, settings: Mapping[str, Any], *, segmenters: bool
     Raises:
         BadInputError: If no training scan has a label, or a file is missing.
     """
-    cases = training_cases(dataset)[0]
+    cases = training_cases(dataset, settings["seed"])[0]
     content = [
         [case.case, case.group, [sha256_scan(path) for path in (*case.images, case.label) if path]] for case in cases
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from medgen.data.case import Dataset
+from medgen.data.case import Dataset, unlike_classes
 from medgen.data.dataset import read_dataset
 from medgen.data.export import write_json
 from medgen.filtering.gates import GATES, Gate, Gates, check_gates, fit_gates
@@ -76,24 +76,13 @@ class ReferenceSource:
                 f"{root}: expected {len(self.channel_names)} channel(s) as in the reference {self.root}, got "
                 f"{len(channel_names)}. Give a reference of the same channels."
             )
-        # A set that declares no names calls its classes by number.
-        unlike = [
-            value
-            for value in sorted(set(class_names) | set(self.class_names))
-            if class_names.get(value, "").lower() != self.class_names.get(value, "").lower()
-            and not (value in class_names and value in self.class_names and self._unnamed(value, class_names))
-            and value
-        ]
-        if unlike or len(class_names) < 2:
+        if unlike_classes(class_names, self.class_names) or len(class_names) < 2:
             shown = ", ".join(f"{value} {name}" for value, name in sorted(class_names.items()) if value) or "none"
             own = ", ".join(f"{value} {name}" for value, name in sorted(self.class_names.items()) if value)
             raise BadInputError(
                 f"{root}: expected the classes of the reference {self.root} ({own}), got {shown}. Give a reference "
                 "with the same classes, or name them alike in dataset.json or classes.json."
             )
-
-    def _unnamed(self, value: int, class_names: Mapping[int, str]) -> bool:
-        return f"class_{value}" in (class_names[value], self.class_names[value])
 
     def choose(self, gates: Sequence[Gate] | None, real_rejected: float | None) -> tuple[tuple[Gate, ...], float]:
         """Which gates judge, and how many real scans they may reject.
@@ -181,7 +170,7 @@ def find_reference(
         path: Folder of real scans, or of fitted gates, which keep their own settings.
         output: Output folder; what is fitted goes beside it.
         steps: Of each segmenter.
-        seed: Of the segmenters.
+        seed: Of the segmenters, and of the split where the folder of real scans names no validation scans.
         consistency: Whether segmenters are needed.
 
     Returns:
@@ -220,7 +209,7 @@ def find_reference(
         dataset=dataset,
         digest=digest_of(dataset, settings),
         settings=settings,
-        patients=len({patient_of(case) for case in training_cases(dataset)[0]}),
+        patients=len({patient_of(case) for case in training_cases(dataset, seed)[0]}),
         class_names=dict(dataset.class_names),
         channel_names=dict(dataset.channel_names),
         spatial_dims=dataset.spatial_dims,

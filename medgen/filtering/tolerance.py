@@ -290,5 +290,6 @@ def require_patients(count: int, rejected: float) -> None:
         other = f", or allow a larger share with --real_rejected {share:g}, which makes stricter gates" * (count >= 3)
         raise BadInputError(
             f"reference: expected labelled training scans of at least {needed} patients, with whom the promise to "
-            f"reject at most {rejected:.1%} of real scans can be kept, got {count}. Add scans{other}."
+            f"reject at most {rejected:.1%} of real scans can be kept, got {count} beside those held out for "
+            f"tests. Add scans{other}."
         )

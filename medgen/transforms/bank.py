@@ -15,7 +15,7 @@ import numpy as np
 
 from medgen.data.case import Case, Dataset
 from medgen.data.dataset import read_dataset
-from medgen.provenance import MANIFEST, SampleRecord, read_manifest, sha256_file
+from medgen.provenance import MANIFEST, SampleRecord, read_manifest, require_accepted, sha256_file
 from medgen.transforms.carriers import Carried
 from medgen.transforms.packing import BankItem, Packed, Prepare, Preprocess, pack, read_index
 from medgen.types import BadInputError
@@ -138,12 +138,8 @@ def _read_folder(folder: Path, *, labelled: bool) -> tuple[Dataset, list[tuple[C
             f"{folder / MANIFEST}: expected a record of every scan, got none of {unknown[0]} ({len(unknown)} such). "
             "Restore the manifest, or remove these scans."
         )
+    require_accepted(folder, records)
     for record in records:
-        if record.gates.get("reasons"):
-            raise BadInputError(
-                f"{folder}: expected pairs that the gates accepted, got {record.case}, which they rejected "
-                f"({', '.join(record.gates['reasons'])}). Name the folder of accepted pairs."
-            )
         for name, digest in record.files.items():
             if not (folder / name).is_file():
                 raise BadInputError(

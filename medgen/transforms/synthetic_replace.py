@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from medgen.data.case import unlike_classes
 from medgen.provenance import sha256_file
 from medgen.transforms.agreement import (
     check_classes,
@@ -163,10 +164,7 @@ class RandSyntheticReplace(SeededInWorkers):
         declared = self.bank.class_names
         if self.bank.keys[1] is None:
             raise BadInputError(f"class_names: expected none for a bank without labels, got {_classes(class_names)}.")
-        shared = class_names.keys() & declared.keys()
-        # A folder that declares no names gets these (medgen.data.survey), which name nothing.
-        named = [value for value in shared if f"class_{value}" not in (class_names[value], declared[value])]
-        if class_names.keys() != declared.keys() or any(class_names[value] != declared[value] for value in named):
+        if unlike_classes(class_names, declared):
             raise BadInputError(
                 f"{self.bank.folder}: expected a bank of the classes {_classes(class_names)} (class_names), got one of "
                 f"{_classes(declared)}. Make a bank with the classes of these scans, or name equal classes alike."

@@ -99,7 +99,7 @@ def train_arm(
         arm: The arm.
         task: What is learned.
         real: Real training scans.
-        synthetic: Synthetic scans, of which each seed takes others where not all are wanted.
+        synthetic: Synthetic scans, of which each seed takes others where not all are wanted, as it does of copies.
         recipe: How networks are trained.
         seed: Of weights, crops and the synthetic scans that are taken.
 
@@ -111,7 +111,8 @@ def train_arm(
     """
     wanted = count_synthetic(arm, len(real), len(synthetic))
     if arm.copies:
-        added = [real[index % len(real)] for index in range(wanted)]
+        whole, rest = divmod(wanted, len(real))
+        added = [*real] * whole + [real[index] for index in draw(range(len(real)), rest, seed, "utility", "copies")]
     else:
         added = [synthetic[index] for index in draw(range(len(synthetic)), wanted, seed, "utility", "synthetic")]
     if not arm.augmented:

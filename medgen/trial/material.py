@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from medgen.data.case import Case, Dataset
+from medgen.data.case import Case, Dataset, unlike_classes
 from medgen.data.dataset import read_dataset, split_cases
 from medgen.data.origin import made_from
-from medgen.provenance import sha256_array
+from medgen.provenance import MANIFEST, read_manifest, require_accepted, sha256_array
 from medgen.seeding import draw
 from medgen.segmentation import Pair, Preparation, fit_preparation, load_pairs
 from medgen.threads import side_by_side
@@ -85,29 +85,41 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
             f"{dataset.root}: expected no patient in both training and test, got {len(torn)}, such as {min(torn)}: "
             "what is learned of them would be tested on them. Correct val.txt or the column split."
         )
-    what = "labelled" if target is None else f"{target!r}"
-    for name, cases in (("training", train), ("test", test)):
-        if len(cases) < FEWEST:
-            raise BadInputError(
-                f"{dataset.root}: expected at least {FEWEST} {name} scans with {what}, got {len(cases)}. Add scans, or "
-                "name the test scans in val.txt."
-            )
+    _require_scans(dataset, {"training": len(train), "test": len(test)}, target)
     reader = _Reader(fit_preparation(train, dataset, seed), target, _values(dataset, train, target))
+    learned, tested = reader.load(train, dataset, "training"), reader.load(test, dataset, "test")
+    known = {sha256_array(image) for image, _ in learned}
+    fresh = [index for index, (image, _) in enumerate(tested) if sha256_array(image) not in known]
+    notes = []
+    if copies := len(test) - len(fresh):
+        _require_scans(dataset, {"test": len(fresh)}, target, f" beside {copies} that are training scans too")
+        notes.append(f"{copies} test scans are training scans, voxel for voxel; nothing tested on them.")
+        test, tested = [test[index] for index in fresh], [tested[index] for index in fresh]
     made: list[Pair] = []
-    notes: list[str] = []
     if synthetic is not None:
-        made, notes = _load_synthetic(dataset, read_dataset(synthetic), test, reader)
+        made, told = _load_synthetic(dataset, read_dataset(synthetic), test, tested, reader)
+        notes += told
     classes, patch = tuple(reader.classes), reader.preparation.patch
     kind = Segmentation if target is None else Classification
     return Material(
         task=kind(classes, patch, device),
-        train=reader.load(train, dataset, "training"),
+        train=learned,
         train_groups=_groups(train),
         synthetic=made,
-        test=reader.load(test, dataset, "test"),
+        test=tested,
         test_groups=_groups(test),
         notes=notes,
     )
+
+
+def _require_scans(dataset: Dataset, counts: dict[str, int], target: str | None, beside: str = "") -> None:
+    what = "labelled" if target is None else f"{target!r}"
+    for name, count in counts.items():
+        if count < FEWEST:
+            raise BadInputError(
+                f"{dataset.root}: expected at least {FEWEST} {name} scans with {what}, got {count}{beside}. Add scans, "
+                "or name the test scans in val.txt."
+            )
 
 
 def _is_labelled(case: Case, target: str | None) -> bool:
@@ -158,26 +170,32 @@ def _groups(cases: Sequence[Case]) -> list[str]:
 
 
 def _load_synthetic(
-    real: Dataset, synthetic: Dataset, test: Sequence[Case], reader: _Reader
+    real: Dataset, synthetic: Dataset, test: Sequence[Case], tested: Sequence[Pair], reader: _Reader
 ) -> tuple[list[Pair], list[str]]:
     wanted = {
         "dimensions": (real.spatial_dims, synthetic.spatial_dims),
         "channels": (len(real.channel_names), len(synthetic.channel_names)),
     }
-    if reader.target is None:
-        wanted["label values"] = (sorted(real.class_names), sorted(synthetic.class_names))  # type: ignore[assignment]
     for name, (expected, got) in wanted.items():
         if expected != got:
             raise BadInputError(
                 f"{synthetic.root}: expected {name} {expected} as in {real.root}, got {got}. Give sets of one task."
             )
+    if reader.target is None and unlike_classes(real.class_names, synthetic.class_names):
+        own, other = (_shown(dataset.class_names) for dataset in (real, synthetic))
+        raise BadInputError(
+            f"{synthetic.root}: expected the classes of {real.root} ({own}), got {other}. Give sets of one task, or "
+            "name equal classes alike in dataset.json or classes.json."
+        )
+    if (synthetic.root / MANIFEST).is_file():
+        require_accepted(synthetic.root, read_manifest(synthetic.root / MANIFEST))
     labelled = [case for case in synthetic.cases if _is_labelled(case, reader.target)]
     edited = made_from(synthetic, test)
     kept = [case for case in labelled if case.case not in edited]
     pairs = reader.load(kept, synthetic, "synthetic")
     fresh = pairs
     if reader.target is None:
-        held_out = {sha256_array(label) for _, label in reader.load(test, real, "test")}
+        held_out = {sha256_array(label) for _, label in tested}
         fresh = [pair for pair in pairs if sha256_array(pair[1]) not in held_out]
     reasons = {
         "have no label map" if reader.target is None else f"have no {reader.target!r}": len(synthetic.cases)
@@ -199,6 +217,10 @@ def _load_synthetic(
             + remedy
         )
     return fresh, [f"{words}; nothing learned from them." for words in told]
+
+
+def _shown(class_names: Mapping[int, str]) -> str:
+    return ", ".join(f"{value} {name}" for value, name in sorted(class_names.items()) if value)
 
 
 def material_digest(pairs: Sequence[Pair]) -> str:

@@ -24,7 +24,7 @@ from medgen.types import BadInputError
 
 _RESULT = "utility.json"
 _RATIOS = (0.25, 1.0, 3.0)
-_FORMAT = 2  # raise when equal settings give other scores
+_FORMAT = 3  # raise when equal settings give other scores
 
 
 def utility(
@@ -259,9 +259,10 @@ def _summarize(arms: Sequence[Arm], scores: dict[str, torch.Tensor], material: M
     for name, other in _comparisons(arms):
         found = difference(scores[name], scores[other], material.test_groups)
         result[name][f"minus_{'baseline' if other == BASELINE else 'duplicates'}"] = found.to_json()
-    tried = {arm.name: result[arm.name]["minus_baseline"]["p"] for arm in arms if arm.uses_synthetic}
-    for name, p in adjust(tried).items():
-        result[name]["p_adjusted"] = p
+    tried = [arm.name for arm in arms if arm.uses_synthetic]
+    for than in ("minus_baseline", "minus_duplicates"):
+        for name, p in adjust({name: result[name][than]["p"] for name in tried}).items():
+            result[name][than]["p_adjusted"] = p
     return result
 
 

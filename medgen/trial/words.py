@@ -34,24 +34,28 @@ def verdict(result: dict[str, Any]) -> str:
         The sentence.
     """
     arms, metric = result["arms"], result["metric"]
-    tried = {name: arm for name, arm in arms.items() if "p_adjusted" in arm}
+    tried = {name: arm for name, arm in arms.items() if "minus_duplicates" in arm}
     if not tried:
         return f"Without synthetic scans: {metric} {arms[BASELINE]['mean']:.3f} with classical augmentation."
     best = max(tried, key=lambda name: tried[name]["minus_baseline"]["mean"])
-    gain, p = tried[best]["minus_baseline"], tried[best]["p_adjusted"]
+    gain, over = tried[best]["minus_baseline"], tried[best]["minus_duplicates"]
+    p = gain["p_adjusted"]
     ends = f", 95 % interval {points(gain['interval'][0])} to {points(gain['interval'][1])}" if gain["interval"] else ""
     told = (
         f"{points(gain['mean'])} points of {metric} over classical augmentation alone ({tried[best]['words']}{ends}, "
         f"{p_equals(p)} after Holm)"
     )
     if gain["mean"] > 0 and p < ALPHA:
-        over = tried[best].get("minus_duplicates")
-        if over is not None and not (over["mean"] > 0 and over["p"] < ALPHA):
-            return f"It helps no more than copies of the real scans do: {told}, {points(over['mean'])} over copies."
+        if not (over["mean"] > 0 and over["p_adjusted"] < ALPHA):
+            return (
+                f"It is not sure to help more than copies of the real scans do: {told}, {points(over['mean'])} over "
+                f"copies ({p_equals(over['p_adjusted'])})."
+            )
         return f"It helps: {told}."
     if gain["interval"] is None:
         return f"It cannot be told with {result['test_patients']} test patient: {told}."
-    if all(arm["minus_baseline"]["mean"] < 0 and arm["p_adjusted"] < ALPHA for arm in tried.values()):
+    gains = [arm["minus_baseline"] for arm in tried.values()]
+    if all(gain["mean"] < 0 and gain["p_adjusted"] < ALPHA for gain in gains):
         return f"It hurts: the best arm with synthetic scans is {told}."
     return f"It does not help: at best {told}."
 
@@ -75,21 +79,23 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"{result['synthetic_scans']} synthetic scans, {result['test_scans']} real test scans of "
         f"{result['test_patients']} patients; {len(result['seeds'])} seeds, {result['recipe']['steps']} steps each.",
         "",
-        f"| learned from | scans | {metric} | seeds | points over classical | 95 % interval | p (Holm) | over copies |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| learned from | scans | {metric} | seeds | points over classical | 95 % interval | p (Holm) | over copies "
+        "| p |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in result["arms"].values():
         cells = [arm["words"], str(arm["scans"]), f"{arm['mean']:.4f}", f"±{arm['std']:.4f}"]
         gain = arm.get("minus_baseline")
         if gain is None:
-            cells += ["", "", "", ""]
+            cells += [""] * 5
         else:
-            ends = gain["interval"]
+            ends, over = gain["interval"], arm.get("minus_duplicates")
             cells += [
                 points(gain["mean"]),
                 f"{points(ends[0])} to {points(ends[1])}" if ends else "",
-                f"{arm['p_adjusted']:.4f}" if "p_adjusted" in arm else "",
-                points(arm["minus_duplicates"]["mean"]) if "minus_duplicates" in arm else "",
+                f"{gain['p_adjusted']:.4f}" if over else "",
+                points(over["mean"]) if over else "",
+                f"{over['p_adjusted']:.4f}" if over else "",
             ]
         lines.append(f"| {' | '.join(cells)} |")
     if result["curve"]:

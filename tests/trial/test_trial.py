@@ -66,6 +66,10 @@ def test_a_comparison_from_the_command_line_and_again(
     assert list(result["arms"]) == names
     assert [arm["scans"] for arm in result["arms"].values()] == [10, 10, 20, 12, 20, 21, 11]
     assert (result["train_patients"], result["test_patients"], result["test_scans"]) == (5, 8, 16)
+    tried = [arm for name, arm in result["arms"].items() if name not in ("real", "classical", "duplicates")]
+    for than in ("minus_baseline", "minus_duplicates"):
+        ps = sorted((arm[than]["p"], arm[than]["p_adjusted"]) for arm in tried)
+        assert ps[0][1] == pytest.approx(min(1, 4 * ps[0][0]))  # the smallest of four (Holm 1979)
     assert result["curve"][0]["patients"] == 2
     assert result["curve"][0]["scans"] == 4
     assert any("1 synthetic scans have the label map of a test scan" in note for note in result["notes"])
@@ -127,12 +131,48 @@ def test_each_arm_learns_from_what_it_says(folders: tuple[Path, Path]) -> None:
     }
 
 
+def test_of_a_part_of_the_scans_each_seed_copies_others(folders: tuple[Path, Path]) -> None:
+    material = load_material(folders[0], folders[1], None, 0, CPU)
+    copied: list[list[int]] = []
+
+    class Watched(Segmentation):
+        def learn(self, pairs, recipe, seed, name, start):
+            copied.append([id(pair) for pair in pairs[10:]])
+            return start
+
+    (arm,) = (arm for arm in plan_arms([0.3, 1.4]) if arm.copies)
+    for seed in (0, 1, 0):
+        train_arm(arm, Watched(("a", "b"), (32, 32), CPU), material.train, [], Recipe(9, 2), seed)
+    every = [id(pair) for pair in material.train]
+    assert [len(ids) for ids in copied] == [14, 14, 14]
+    assert all(ids[:10] == every for ids in copied)
+    assert copied[0] == copied[2]
+    assert set(copied[0][10:]) != set(copied[1][10:])
+    assert all(len(set(ids[10:])) == 4 for ids in copied)
+
+
+def test_test_scans_that_are_training_scans_are_left_out(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    shutil.copytree(folders[0], real)
+    for train, test in ((3, 13), (3, 20)):  # with label maps of their own
+        shutil.copy(real / "images" / f"scan_{train}.png", real / "images" / f"scan_{test}.png")
+    material = load_material(real, None, None, 0, CPU)
+    assert len(material.test) == len(material.test_groups) == 14
+    assert material.test_groups == [f"p{index // 2}" for index in range(10, 26) if index not in (13, 20)]
+    assert material.notes == ["2 test scans are training scans, voxel for voxel; nothing tested on them."]
+    for test in range(10, 26):
+        shutil.copy(real / "images" / "scan_0.png", real / "images" / f"scan_{test}.png")
+    with pytest.raises(BadInputError, match=r"at least 3 test scans .*, got 0 beside 16 that are training scans too"):
+        load_material(real, None, None, 0, CPU)
+
+
 def test_synthetic_scans_made_from_test_scans_are_left_out(folders: tuple[Path, Path], tmp_path: Path) -> None:
     synthetic = tmp_path / "edited"
     shutil.copytree(folders[1], synthetic)
     source = folders[0] / "images" / "scan_12.png"
     record = {item.name: None for item in dataclasses.fields(SampleRecord)} | {
         "case": "made_3",
+        "gates": {},
         "conditions": {"source": {"files": [{"file": "x.png", "sha256": sha256_file(source)}], "strength": 0.5}},
     }
     (synthetic / "manifest.jsonl").write_text(json.dumps(record) + "\n")
@@ -211,6 +251,19 @@ def test_sets_that_do_not_fit_are_refused(folders: tuple[Path, Path], tmp_path: 
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "other" / "images" / f"x_{index}.png")
     with pytest.raises(BadInputError, match=r"expected channels 1 as in .*, got 3"):
         load_material(folders[0], tmp_path / "other", None, 0, CPU)
+    real, made = (shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
+    (real / "classes.json").write_text('{"background": 0, "shell": 1, "core": 2}')
+    assert len(load_material(real, made, None, 0, CPU).synthetic) == 11  # numbers alone name nothing
+    (made / "classes.json").write_text('{"background": 0, "core": 1, "shell": 2}')
+    with pytest.raises(BadInputError, match=r"expected the classes of .* \(1 shell, 2 core\), got 1 core, 2 shell"):
+        load_material(real, made, None, 0, CPU)
+    (made / "classes.json").write_text('{"background": 0, "Shell": 1, "core": 2}')
+    record = {item.name: None for item in dataclasses.fields(SampleRecord)} | {"case": "made_3", "conditions": {}}
+    (made / "manifest.jsonl").write_text(json.dumps(record | {"gates": {"reasons": ["copy"]}}) + "\n")
+    with pytest.raises(BadInputError, match=r"the gates accepted, got made_3, which they rejected \(copy\)"):
+        load_material(real, made, None, 0, CPU)
+    (made / "manifest.jsonl").write_text(json.dumps(record | {"gates": {"reasons": []}}) + "\n")
+    assert len(load_material(real, made, None, 0, CPU).synthetic) == 11
     for index in range(2):
         _write(tmp_path / "few", f"x_{index}", 200 + index)
     with pytest.raises(BadInputError, match="expected at least 3 synthetic scans to learn from, got 2"):
@@ -237,6 +290,15 @@ def test_a_classifier_learns_what_a_column_says(folders: tuple[Path, Path], tmp_
     assert (~scores.isnan()).sum(dim=0).tolist() == [4, 12]
     result = utility(real, tmp_path / "out", target="look", num_cases=(), num_seeds=2, steps=2, device="cpu")
     assert result["metric"] == "balanced accuracy"
+    made = shutil.copytree(folders[1], tmp_path / "made")
+    rows_of_made = [f"made_{index},images/made_{index}.png,{'dark' if index < 11 else ''}" for index in range(12)]
+    (made / "metadata.csv").write_text("\n".join(["id,image,look", *rows_of_made]) + "\n")
+    options = {"synthetic": made, "target": "look", "num_cases": (), "num_seeds": 2, "steps": 40, "device": "cpu"}
+    result = utility(real, tmp_path / "with", ratios=[1.0], **options)
+    assert result["arms"]["synthetic_only"]["by_class"] == [0.0, 1.0]  # it has learned of dark ones alone
+    assert result["arms"]["synthetic_1"]["by_class"] == [1.0, 1.0]
+    assert result["arms"]["synthetic_only"]["scans"] == 11
+    assert any("1 synthetic scans have no 'look'" in note for note in result["notes"])
     with pytest.raises(BadInputError, match=r"have no 'look'\)\. Say the 'look' of .*--attributes .*leave --target"):
         load_material(real, folders[1], "look", 0, CPU)
     with pytest.raises(BadInputError, match="expected at least 3 training scans with 'sex', got 0"):
