@@ -47,7 +47,8 @@ def write_real(root: Path, seeds: Iterable[int], *, val: Iterable[int] = (), gro
             names = [f"{folder}/r{seed:03d}.png" for folder in ("images", "labels")]
             for name, array in zip(names, scan(seed), strict=True):
                 Image.fromarray(array).save(root / name)
-            table.writerow([f"r{seed:03d}", *names, group.format(seed), "val" if seed in val else "train"])
+            patient = (f"v{seed}", "val") if seed in val else (group.format(seed), "train")
+            table.writerow([f"r{seed:03d}", *names, *patient])
     return root
 
 
@@ -113,7 +114,7 @@ def _spoiled(seed: int, fault: str) -> tuple[np.ndarray, np.ndarray]:
     image, label = scan(seed)
     if fault == "missing":
         label = np.where(label == 2, 1, label).astype(np.uint8)
-    elif fault == "unseen":
+    elif fault == "faint":
         image = np.where(label == 2, image.astype(int) - 60, image).clip(0, 255).astype(np.uint8)
     elif fault == "shifted":
         label = np.roll(label, 7, axis=1)
@@ -129,7 +130,7 @@ def _spoiled(seed: int, fault: str) -> tuple[np.ndarray, np.ndarray]:
 
 FAULTS = {
     "missing": "missing_class:core",
-    "unseen": "intensity_contrast:core",
+    "faint": "intensity_contrast:core",
     "shifted": "consistency:all classes",
     "inverted": "intensity_level:core",
     "large": "extent:rows",
@@ -298,7 +299,7 @@ def test_gates_measured_without_segmenters_cannot_judge_consistency(real: Path, 
 
 
 def test_copies_are_not_searched_among_scans_that_are_copies(made: Path, tmp_path: Path) -> None:
-    twins = write_real(tmp_path / "twins", range(20))
+    twins = write_real(tmp_path / "twins", range(21), val=[20])
     for seed in range(0, 20, 2):
         image = np.asarray(Image.open(twins / "images" / f"r{seed:03d}.png")).astype(int)
         image[0, 0] += 1
@@ -310,7 +311,7 @@ def test_copies_are_not_searched_among_scans_that_are_copies(made: Path, tmp_pat
 
 
 def test_five_patients_are_enough_for_a_larger_share(made: Path, tmp_path: Path) -> None:
-    few = write_real(tmp_path / "few", range(5))
+    few = write_real(tmp_path / "few", range(6), val=[5])
     with pytest.raises(BadInputError, match=r"of at least 19 patients.*--real_rejected 0\.167"):
         filter_pairs(made, few, tmp_path / "out", gates=["size"])
     report = filter_pairs(made, few, tmp_path / "out", gates=["size"], real_rejected=0.167)
@@ -345,13 +346,13 @@ def test_arguments_and_sets_that_cannot_be_used_are_refused(real: Path, made: Pa
 
     refuse(r"gates: expected some of consistency, .*got sharpness", gates=["sharpness"])
     refuse(r"steps: expected at least 1, got 0", steps=0)
-    refuse(r"at least 19 patients.*got 6", reference=write_real(tmp_path / "few", range(6)))
+    refuse(r"at least 19 patients.*got 6", reference=write_real(tmp_path / "few", range(7), val=[6]))
     refuse(
         r"at least 24 patients.*got 1\b",
-        reference=write_real(tmp_path / "one", range(24), group="p"),
+        reference=write_real(tmp_path / "one", range(25), val=[24], group="p"),
         real_rejected=0.04,
     )
-    bare = write_real(tmp_path / "bare", range(20))
+    bare = write_real(tmp_path / "bare", range(21), val=[20])
     text = (bare / "metadata.csv").read_text().replace(",labels/", ",").replace(".png,p", ".png,p")
     rows = [line.split(",") for line in text.splitlines()]
     (bare / "metadata.csv").write_text("\n".join(",".join([*row[:2], *row[3:]]) for row in rows) + "\n")
@@ -397,7 +398,7 @@ def test_another_runs_folder_is_kept_without_overwrite(filtered: Path, made: Pat
 
 
 def test_a_class_in_too_few_scans_is_refused_before_anything_is_trained(tmp_path: Path, made: Path) -> None:
-    rare = write_real(tmp_path / "rare", range(20))
+    rare = write_real(tmp_path / "rare", range(21), val=[20])
     for seed in range(4, 20):
         label = scan(seed)[1]
         Image.fromarray(np.where(label == 2, 1, label).astype(np.uint8)).save(rare / "labels" / f"r{seed:03d}.png")

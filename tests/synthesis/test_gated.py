@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from PIL import Image
 
 from medgen.data.dataset import read_dataset
 from medgen.filtering import filter_pairs
+from medgen.filtering.consistency import Segmenters
 from medgen.generator import Generator
 from medgen.provenance import read_manifest, sha256_file
+from medgen.segmentation import Pair
 from medgen.synthesis import gated, synthesize
 from medgen.types import BadInputError
 
@@ -188,3 +191,81 @@ def test_what_cannot_be_filtered_is_refused(
         _save(few / "labels" / f"r{index}.png", _label(7 + index))
     (few / "classes.json").write_text('{"0": "background", "1": "head", "2": "tail"}')
     refuse(r"of at least 19 patients.*Such options are given to medgen filter", filter=few)
+
+
+@pytest.fixture(scope="module")
+def listening(make_generator: Callable[..., Generator], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as untrained as the others, whose scans show their label maps: it hears them louder."""
+    generator = make_generator(2, shapes=(SHAPE,), size=(24, 24), name="listening")
+    for weight in generator.denoiser.mask_embedding.parameters():
+        weight.data *= 10
+    folder = tmp_path_factory.mktemp("listening") / "model"
+    generator.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned(listening: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Label maps, a scan of the model over each, and all gates, for which the even scans are patients."""
+    root = tmp_path_factory.mktemp("learned")
+    draw = np.random.default_rng(0)
+    for index in range(42):
+        label = np.zeros(SHAPE, dtype=np.uint8)
+        height, width = draw.integers(8, 13), draw.integers(7, 11)
+        top, left = draw.integers(1, 23 - height), draw.integers(1, 19 - width)
+        label[top : top + height, left : left + width] = 1
+        label[top : top + height, left + width // 2 : left + width] = 2
+        _save(root / "labels" / f"box_{index:02d}.png", label)
+    records = synthesize(root / "all", model=str(listening), labels=root / "labels", num_samples=42, **QUICK)
+    for name in ("images", "labels"):
+        (root / "real" / name).mkdir(parents=True)
+    for record in records[::2]:
+        name = f"box_{record.index:02d}.png"
+        shutil.copy(root / "all" / "imagesTr" / f"{record.case}_0000.png", root / "real" / "images" / name)
+        shutil.copy(root / "labels" / name, root / "real" / "labels" / name)
+    (root / "real" / "classes.json").write_text('{"0": "background", "1": "head", "2": "tail"}')
+    (root / "real" / "val.txt").write_text("box_40\n")
+    filter_pairs(root / "all", root / "real", root / "out", steps=100, device="cpu")
+    return root
+
+
+def _reasons(folder: Path) -> dict[int, list[str]]:
+    """Of each scan, accepted or not, by its place in the plan."""
+    lists = [part / "manifest.jsonl" for part in (folder, folder / "rejected")]
+    records = [record for path in lists for record in (read_manifest(path) if path.is_file() else [])]
+    return {record.index: record.gates["reasons"] for record in sorted(records, key=lambda record: record.index)}
+
+
+def test_all_gates_judge_what_is_drawn_and_copies_of_training_scans_are_thrown_out(
+    listening: Path, learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model draws its training scans again, voxel for voxel, and others in between."""
+    asked = []
+    agreement = Segmenters.agreement
+
+    def watch(self: Segmenters, pair: Pair, patient: str | None = None) -> torch.Tensor:
+        counts = agreement(self, pair, patient)
+        asked.append((patient, len(counts)))
+        return counts
+
+    monkeypatch.setattr(Segmenters, "agreement", watch)
+    gates, output = learned / "out_gates", tmp_path / "out"
+    synthesize(output, model=str(listening), labels=learned / "labels", filter=gates, num_samples=6, **QUICK)
+    reasons, judged = _reasons(output), _reasons(learned / "out")
+    assert [index for index in reasons if not reasons[index]] == [index for index in judged if not judged[index]][:6]
+    assert reasons == {index: judged[index] for index in range(len(reasons))}
+    assert all(("copy" in found) == (index % 2 == 0) for index, found in reasons.items())
+    for record in read_manifest(output / "manifest.jsonl"):
+        assert record.gates["scores"].keys() >= {"consistency:head", "consistency:all classes", "outlier", "copy"}
+    # A scan over the label map of a patient is shown to the one segmenter that has not seen it.
+    drawn = {(f"case box_{index:02d}", 1) for index in reasons if index % 2 == 0} | {(None, 3)}
+    assert drawn <= set(asked) <= drawn | {(f"case box_{index:02d}", 1) for index in range(0, 40, 2)}
+
+
+def test_scans_that_do_not_show_their_labels_are_thrown_out(listening: Path, learned: Path, tmp_path: Path) -> None:
+    """At a guidance scale of 0 the model does not hear of the label maps: boxes lie where it paints them by chance."""
+    options = {"labels": learned / "labels", "filter": learned / "out_gates", "num_samples": 6, **QUICK}
+    synthesize(tmp_path / "out", model=str(listening), guidance_scale=0.0, seed=1, **options)
+    failed = [found for found in _reasons(tmp_path / "out").values() if found]
+    assert failed and all("consistency:all classes" in found for found in failed)
+    assert {code.partition(":")[0] for found in failed for code in found} <= {"consistency", "unseen_class"}
