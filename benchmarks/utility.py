@@ -17,8 +17,8 @@ and other folds. Validation scans that are training scans too are left out.
 Sizes of the networks, steps and ratios were chosen with ``--tune true``, which tests on other training patients and
 never looks at the validation split; how the settings of volumes were found is said beside them. Generators are trained
 and sampled with the settings below and kept in the work folder, as is each training of a segmenter: the same command
-goes on after a stop. Writes ``benchmarks/results/utility_DATASET_N.json``, also where the gates accept too few scans of
-a fold to learn from: then there is nothing to compare, and the file says what the gates found.
+goes on after a stop. Writes ``benchmarks/results/utility_DATASET_N.json``, also where the gates accept fewer scans of a
+fold than the largest ratio takes: then nothing is compared, and the file says what the gates found.
 
 With ``--num_cases null`` all cases are learned from, and the generator is one that was trained on all of them
 (``--model``): the goal then is to lose no more than 0.2 points. One draw of all patients has no folds.
@@ -49,7 +49,7 @@ from medgen.data.dataset import read_dataset, split_cases
 from medgen.filtering import filter_pairs
 from medgen.generator import Generator
 from medgen.planning import read_plan
-from medgen.seeding import draw, stream
+from medgen.seeding import draw
 from medgen.synthesis import synthesize
 from medgen.training import train
 from medgen.training.control import plan_on
@@ -60,7 +60,6 @@ from medgen.trial.material import FEWEST
 SHARE = 1 / 3
 MOST_LOST = 0.002  # with all cases
 POINTS = {"cardiac_acdc": 5.0, "hippocampus3d": 1.0}
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,8 @@ def run_fold(
     folder.mkdir(parents=True, exist_ok=True)
     making = MAKING[dataset] if num_cases else replace(MAKING[dataset], per_scan=max(1, math.ceil(1.2 * max(ratios))))
     accepted, gates = make_scans(few, source, folder, making, fold, base, model)
-    if gates["accepted"] < FEWEST:
+    labelled = sum(case.label is not None for case in few)
+    if gates["accepted"] < max(FEWEST, round(max(ratios) * labelled)):
         return Fold(gates)
     part = "tune" if tune else "test"
     output = folder / f"utility_{part}"
@@ -246,23 +246,31 @@ def run_fold(
 def share_of_gap(
     arm: torch.Tensor, floor: torch.Tensor, ceiling: torch.Tensor, groups: list[str], clusters: list[int]
 ) -> dict[str, Any]:
-    """How far an arm comes from the floor to the ceiling; 95 % bootstrap interval for other patients and trainings."""
+    """How far an arm comes from the floor to the ceiling; the interval holds what a paired test does not refuse.
 
-    def share(patients: Sequence[str], folds: Sequence[int], runs: Sequence[int]) -> float:
-        rows = [index for name in patients for index, group in enumerate(groups) if group == name]
-        chosen = [index for fold in folds for index, cluster in enumerate(clusters) if cluster == fold]
-        low, high = mean_score(floor[chosen][:, rows]), mean_score(ceiling[list(runs)][:, rows])
-        return (mean_score(arm[chosen][:, rows]) - low) / (high - low)
+    So Fieller 1954, Some problems in interval estimation: of a ratio whose denominator may be 0 it can be without end,
+    which is None here. A training of the ceiling goes with each draw of patients.
+    """
+    places = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    top = ceiling[[places[cluster] % len(ceiling) for cluster in clusters]]
+    tried = [step / 100 for step in range(-500, 501)]
+    kept = [share for share in tried if difference(arm - (1 - share) * floor, share * top, groups, clusters).p >= 0.05]
+    low, high = mean_score(floor), mean_score(ceiling)
+    ends = None if {tried[0], tried[-1]} & set(kept) else (min(kept), max(kept))
+    return {"share_of_gap": (mean_score(arm) - low) / (high - low), "share_of_gap_interval": ends}
 
-    rng = stream(0, "utility", "share of gap")
 
-    def again(stage: Sequence[Any]) -> list[Any]:
-        return [stage[index] for index in torch.randint(len(stage), (len(stage),), generator=rng).tolist()]
-
-    stages = list(dict.fromkeys(groups)), list(dict.fromkeys(clusters)), range(len(ceiling))
-    draws = [share(*(again(stage) for stage in stages)) for _ in range(RESAMPLES)]
-    ends = torch.tensor(draws).nanquantile(torch.tensor([0.025, 0.975])).tolist()
-    return {"share_of_gap": share(*stages), "share_of_gap_interval": ends}
+def spread(scores: torch.Tensor, clusters: list[int]) -> dict[str, float | None]:
+    """Standard deviation over trainings on one draw of patients, and over the means of the draws."""
+    by_draw: dict[int, list[float]] = {}
+    for run, cluster in zip(scores, clusters, strict=True):
+        by_draw.setdefault(cluster, []).append(mean_score(run[None]))
+    means = [mean for runs in by_draw.values() for mean in runs]
+    within = [statistics.variance(runs) for runs in by_draw.values() if len(runs) > 1]
+    if not within:  # of all patients there is one draw
+        return {"std_over_trainings": statistics.stdev(means), "std_over_draws": None}
+    over = statistics.stdev([statistics.mean(runs) for runs in by_draw.values()])
+    return {"std_over_trainings": math.sqrt(statistics.mean(within)), "std_over_draws": over}
 
 
 def compare(
@@ -279,7 +287,7 @@ def compare(
         rows[name] = {
             "words": words[name],
             "mean": mean,
-            "std_over_runs": statistics.stdev([mean_score(run[None]) for run in scores]),
+            **spread(scores, clusters),
         }
         if ceiling is not None:
             rows[name] |= share_of_gap(scores, arms["classical"], ceiling, groups, clusters)
@@ -344,7 +352,7 @@ def main(
         found = judge(by_fold, own, clusters, dataset)
         print_arms(found)
     else:
-        print(f"\nthe gates leave too little to learn from: {[fold.gates for fold in by_fold]}")
+        print(f"\nthe gates leave too few scans for the largest ratio: {[fold.gates for fold in by_fold]}")
     made = {key: asdict(making)[key] for key in ("guidance_scale", "temperature")} if model else asdict(making)
     save(
         f"utility_{dataset}_{num_cases or 'all'}{'_pretrained' if pretrained else ''}",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from medgen.data.case import VAL_SPLITS, Case, Dataset
+from medgen.data.case import TRAIN_SPLITS, VAL_SPLITS, Case, Dataset
 from medgen.data.dataset import split_cases
 from medgen.filtering.consistency import VERSION
 from medgen.filtering.measure import Instruments, Measured
@@ -82,8 +82,9 @@ def patient_of(case: Case) -> str:
 def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
     """Scans that gates are fitted on: the labelled ones of the training split.
 
-    Where the folder names no validation scans, those that ``medgen train`` and ``medgen utility`` hold out are left out
-    here too, or gates would have seen the scans that a comparison is tested on.
+    Where the folder names no validation scans, those that ``medgen train`` (of a model of label maps) and ``medgen
+    utility`` hold out with the same seed are left out here too, or gates would have seen the scans that a comparison is
+    tested on.
 
     Args:
         dataset: The real set.
@@ -95,7 +96,7 @@ def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
     Raises:
         BadInputError: If none has a label, or there are too few patients to hold one out.
     """
-    train, held_out = split_cases(dataset, seed=seed)
+    train = [case for case in dataset.cases if case.split is None or case.split in TRAIN_SPLITS]
     labelled = [case for case in train if case.label is not None]
     if not labelled or len(dataset.class_names) < 2:
         raise BadInputError(
@@ -106,6 +107,7 @@ def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
     if left_out := len(train) - len(labelled):
         notes.append(f"{left_out} reference scans have no label map and were left out.")
     if not any(case.split in VAL_SPLITS for case in dataset.cases):
+        labelled, held_out = split_cases(replace(dataset, cases=labelled), seed=seed)
         notes.append(
             f"{len(held_out)} reference scans were left out: medgen train and medgen utility hold them out for tests "
             f"(seed {seed}). Name validation scans in val.txt to hold out others."

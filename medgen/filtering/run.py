@@ -62,8 +62,8 @@ def filter_pairs(
             gates.json and gates.png, which say why.
         gates: Gates that judge; by default all, or those that the fitted gates were made with.
         real_rejected: Share of real scans that all gates together may reject; by default 0.05, or that which the fitted
-            gates were made with. Fewer than 19 patients need a larger one, which makes stricter gates: 0.17 with 5
-            patients, 0.1 with 9.
+            gates were made with. Fewer than 19 patients, not counting those held out, need a larger one, which makes
+            stricter gates: 0.17 with 5 patients, 0.1 with 9.
         steps: Of each of the three segmenters.
         seed: Of the segmenters, and of the split where the folder names none.
         device: 'auto', 'cpu', 'cuda' or another torch device.

@@ -157,7 +157,8 @@ def synthesize(
             num_samples of them pass its gates, and the others go to `rejected` with their reasons; gates.json and
             gates.png say how many. A run ends with an error after 10 draws for each scan that is asked for (and 20 at
             least), or where less than 5 % pass. What is fitted is kept beside the output, and holds small pictures of
-            the real scans.
+            the real scans. Where the folder names no validation scans, those that ``medgen train`` holds out with seed
+            0 are left out.
         overwrite: Replace another run's output in the folder, with all that is in its imagesTr and labelsTr.
         replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
             model was a folder or a Hub id, and --labels, --edges, --edge_maps, --edge_control, --sources, --regions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,11 +74,14 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
         The scans.
 
     Raises:
-        BadInputError: If the sets do not fit together, a side has fewer than 3 labelled scans, or a scan cannot be
-            used.
+        BadInputError: If the sets do not fit together, a side has fewer than 3 labelled scans (test scans that are
+            training scans, voxel for voxel, do not count), gates rejected a synthetic one, or a scan cannot be used.
     """
     dataset = read_dataset(real)
-    train, test = ([case for case in part if _is_labelled(case, target)] for part in split_cases(dataset, seed=seed))
+    # As medgen train splits them, which has no use for scans without label maps.
+    useful = [case for case in dataset.cases if target is not None or case.label is not None]
+    parts = split_cases(replace(dataset, cases=useful), seed=seed)
+    train, test = ([case for case in part if _is_labelled(case, target)] for part in parts)
     torn = {case.group for case in train if case.group} & {case.group for case in test if case.group}
     if torn:
         raise BadInputError(

@@ -43,10 +43,12 @@ def utility(
 ) -> dict[str, Any]:
     """Train one small network in several ways and test each on real scans: do synthetic scans help?
 
-    A network learns from the real training scans unchanged; with classical augmentation; with copies of them in the
-    number of the synthetic scans; with synthetic scans at several ratios; from synthetic scans first and real ones
-    then; and from synthetic scans alone. Each takes as many steps from the same first weights. All are tested on the
-    real validation scans, which nothing else has seen: not the generator, not its label maps, not the gates.
+    A network learns from the real training scans unchanged; with classical augmentation; with as many copies of them as
+    the largest ratio adds synthetic scans; with synthetic scans at several ratios; from synthetic scans first and real
+    ones then; and from synthetic scans alone. Each takes as many steps from the same first weights. All are tested on
+    the real validation scans, which nothing else may have seen: not the generator, not its label maps, not the gates.
+    Where the folder names none, give all commands the same seed. Test scans that are training scans, voxel for voxel,
+    are left out.
     Differences are paired by patient and training, with an interval for other patients and other trainings, and p
     values are corrected for the number of ways (Holm). The verdict can be that it does not help.
 
@@ -75,8 +77,8 @@ def utility(
         What ``utility.json`` holds.
 
     Raises:
-        BadInputError: If the sets do not fit together, a side has too few labelled scans, there are fewer synthetic
-            scans than a ratio asks for, or the output folder holds other results.
+        BadInputError: If the sets do not fit together, a side has too few labelled scans, gates rejected a synthetic
+            one, there are fewer synthetic scans than a ratio asks for, or the output folder holds other results.
         DivergedError: If a training came to no finite loss; what was finished is kept.
     """
     for name, value, least in (
@@ -129,7 +131,7 @@ def utility(
                 curve[count].append(scorer.score(baseline, pairs, one))
                 bar.update()
     result: dict[str, Any] = {
-        "format": "medgen-utility/1",
+        "format": "medgen-utility/2",
         "identity": identity,
         **names,
         "target": target,

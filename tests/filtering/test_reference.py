@@ -61,6 +61,16 @@ def test_a_split_that_the_folder_names_is_kept(folder: Path) -> None:
     assert notes == ["4 reference scans have no label map and were left out."]
 
 
+def test_scans_without_label_maps_change_nothing_of_the_split(folder: Path) -> None:
+    """As medgen train splits the scans that a model of label maps learns from."""
+    dataset = read_dataset(folder)
+    some = [replace(case, label=None) if index % 3 else case for index, case in enumerate(dataset.cases)]
+    cases, notes = training_cases(replace(dataset, cases=some), 0)
+    assert cases == split_cases(replace(dataset, cases=[case for case in some if case.label]), seed=0)[0]
+    assert notes[0] == "26 reference scans have no label map and were left out."
+    assert notes[1].startswith("3 reference scans were left out: medgen train")
+
+
 def test_gates_of_another_split_are_others(folder: Path) -> None:
     dataset = read_dataset(folder)
     digests = {digest_of(dataset, {"steps": None, "seed": seed}) for seed in (0, 3, 0)}

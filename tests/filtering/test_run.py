@@ -318,6 +318,14 @@ def test_five_patients_are_enough_for_a_larger_share(made: Path, tmp_path: Path)
     assert report["fitted"]["reference_patients"] == 5
 
 
+def test_a_folder_of_which_nothing_was_accepted_says_so(filtered: Path, tmp_path: Path) -> None:
+    odd = write_made(tmp_path / "odd", {"large": _spoiled(301, "large")})
+    gates = filtered.with_name("accepted_gates")
+    assert filter_pairs(odd, gates, tmp_path / "out", gates=["geometry"])["accepted"] == 0
+    with pytest.raises(BadInputError, match=r"got none\. The gates accepted no pair: gates\.json and gates\.png"):
+        read_dataset(tmp_path / "out")
+
+
 def test_any_labelled_folder_is_filtered(real: Path, filtered: Path, tmp_path: Path) -> None:
     for name in ("images", "labels"):
         (tmp_path / "plain" / name).mkdir(parents=True)
