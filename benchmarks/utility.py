@@ -268,7 +268,8 @@ def spread(scores: torch.Tensor, clusters: list[int]) -> dict[str, float | None]
     within = [statistics.variance(runs) for runs in by_draw.values() if len(runs) > 1]
     if not within:  # of all patients there is one draw
         return {"std_over_trainings": statistics.stdev(means), "std_over_draws": None}
-    over = statistics.stdev([statistics.mean(runs) for runs in by_draw.values()])
+    draws = [statistics.mean(runs) for runs in by_draw.values()]
+    over = statistics.stdev(draws) if len(draws) > 1 else None
     return {"std_over_trainings": math.sqrt(statistics.mean(within)), "std_over_draws": over}
 
 
