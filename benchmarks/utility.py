@@ -268,8 +268,7 @@ def spread(scores: torch.Tensor, clusters: list[int]) -> dict[str, float | None]
     within = [statistics.variance(runs) for runs in by_draw.values() if len(runs) > 1]
     if not within:  # of all patients there is one draw
         return {"std_over_trainings": statistics.stdev(means), "std_over_draws": None}
-    draws = [statistics.mean(runs) for runs in by_draw.values()]
-    over = statistics.stdev(draws) if len(draws) > 1 else None
+    over = statistics.stdev([statistics.mean(runs) for runs in by_draw.values()])
     return {"std_over_trainings": math.sqrt(statistics.mean(within)), "std_over_draws": over}
 
 
@@ -323,7 +322,8 @@ def main(
     Args:
         dataset: Which real scans.
         num_cases: Patients that everything learns from; null takes all.
-        folds: Draws of patients; with all of them there is one.
+        folds: Draws of patients, which count as one observation each: a single one is trained and kept, and nothing is
+            written; with all patients there is one.
         num_seeds: Trainings of each arm and fold.
         steps: Of each segmenter.
         ratios: Synthetic scans for each real one.
@@ -343,6 +343,9 @@ def main(
     options = {"workdir": workdir, "num_seeds": num_seeds, "steps": steps, "model": model}
     by_fold = [run_fold(dataset, num_cases, fold, ratios=ratios, tune=tune, base=base, **options) for fold in folds]
     if tune:
+        return
+    if num_cases and len(folds) == 1:
+        print("one draw of patients: its trainings are kept; give two folds or more to compare and write the result")
         return
     room = utility(data_folder(dataset), workdir / f"{dataset}_room", num_seeds=num_seeds, steps=steps, device="cpu")
     found: dict[str, Any] = {"arms": None, "best": None, "reached": False}
