@@ -6,6 +6,7 @@ from medgen.filtering.reference import Reference
 from medgen.filtering.run import filter_pairs
 from medgen.filtering.source import ReferenceSource, find_reference
 from medgen.filtering.storage import load_reference
+from medgen.filtering.summary import seen_cases
 from medgen.filtering.survey import measure_reference
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "load_reference",
     "measure_all",
     "measure_reference",
+    "seen_cases",
 ]

@@ -207,6 +207,8 @@ class Gates:
             "source_units_compare": self.source_units,
             "segmenters": self.reference.settings,
             "reference_digest": self.reference.digest,
+            "reference_cases": self.reference.cases,
+            "reference_labels": sorted(self.reference.owners),
             "tests": tests,
         }
 

@@ -82,9 +82,9 @@ def patient_of(case: Case) -> str:
 def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
     """Scans that gates are fitted on: the labelled ones of the training split.
 
-    Where the folder names no validation scans, those that ``medgen train`` (of a model of label maps) and ``medgen
-    utility`` hold out with the same seed are left out here too, or gates would have seen the scans that a comparison is
-    tested on.
+    Where the folder names no validation scans with label maps, those that ``medgen train`` (of a model of label maps)
+    and ``medgen utility`` hold out with the same seed are left out here too, or gates would have seen the scans that a
+    comparison is tested on.
 
     Args:
         dataset: The real set.
@@ -106,7 +106,7 @@ def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
     notes = []
     if left_out := len(train) - len(labelled):
         notes.append(f"{left_out} reference scans have no label map and were left out.")
-    if not any(case.split in VAL_SPLITS for case in dataset.cases):
+    if not any(case.split in VAL_SPLITS for case in dataset.cases if case.label is not None):
         labelled, held_out = split_cases(replace(dataset, cases=labelled), seed=seed)
         notes.append(
             f"{len(held_out)} reference scans were left out: medgen train and medgen utility hold them out for tests "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medgen.data.case import Case
 from medgen.data.export import write_json
 from medgen.filtering.gates import Gates
 from medgen.filtering.picture import draw_gates
+from medgen.provenance import sha256_scan
+from medgen.types import BadInputError
 
 REPORT = "gates.json"
 PICTURE = "gates.png"
@@ -40,6 +44,34 @@ def summarize(gates: Gates, lines: Sequence[Mapping[str, Any]], **further: Any) 
         "fitted": gates.describe(),
         "warnings": gates.reference.warnings,
     }
+
+
+def seen_cases(folder: Path, cases: Iterable[Case]) -> list[Case]:
+    """Find real scans that the gates which judged a set were fitted on.
+
+    Args:
+        folder: Of accepted scans.
+        cases: The real scans.
+
+    Returns:
+        Those of a name and a label file that the gates have seen; none where no gates judged, or an older version wrote
+        of them.
+
+    Raises:
+        BadInputError: If ``gates.json`` is damaged.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        return []
+    try:
+        fitted = json.loads(path.read_text(encoding="utf-8"))["fitted"]
+        names, labels = (set(fitted.get(key, ())) for key in ("reference_cases", "reference_labels"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInputError(
+            f"{path}: expected the report that medgen filter and medgen synthesize --filter write, got a damaged file "
+            f"({type(error).__name__}). Filter again."
+        ) from error
+    return [case for case in cases if case.case in names and case.label and sha256_scan(case.label) in labels]
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -97,6 +97,7 @@ class RandSyntheticReplace(SeededInWorkers):
             what: _numbers([packed for item in bank.items if (packed := getattr(item, part)) is not None])
             for what, part in (("images", "image"), ("labels", "label"))
         }
+        self._classes = {*bank.class_names, *(value for item in bank.items for value in item.classes)}
         self.last: int | None = None
         self._is_checked = self._has_warned = False
 
@@ -155,6 +156,8 @@ class RandSyntheticReplace(SeededInWorkers):
         if drawn is None:
             new_image, new_label = mark_real(image), None if label is None else mark_real(label)
         else:
+            if label is not None and (self.matched_by != "class" or self.class_column is not None):
+                self._check_classes(label)
             made_image, made_label = self.bank[drawn]
             new_image = wrap_like(image, made_image)
             new_label = None if made_label is None else wrap_like(label, made_label)
@@ -290,10 +293,13 @@ class RandSyntheticReplace(SeededInWorkers):
             return False
         check_intensities(facts, [item.facts for item in items], name)
         if label is not None:
-            array = unwrap(label, "label").array
-            known = {*self.bank.class_names, *(value for item in items for value in item.classes)}
-            check_classes(set(label_values(array, items[0].label_channels)), known, name)
+            self._check_classes(label)
         return True
+
+    def _check_classes(self, label: Any) -> None:
+        """Refuse a label map that no scan of the bank can stand for: a class of it would never be learned."""
+        array, known = unwrap(label, "label").array, self._classes
+        check_classes(set(label_values(array, self.bank.items[0].label_channels)), known, f"{self.bank.folder}")
 
 
 def _one_class(value: object) -> str:

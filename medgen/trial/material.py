@@ -13,6 +13,7 @@ from tqdm import tqdm
 from medgen.data.case import Case, Dataset, unlike_classes
 from medgen.data.dataset import read_dataset, split_cases
 from medgen.data.origin import made_from
+from medgen.filtering import seen_cases
 from medgen.provenance import MANIFEST, read_manifest, require_accepted, sha256_array
 from medgen.seeding import draw
 from medgen.segmentation import Pair, Preparation, fit_preparation, load_pairs
@@ -75,7 +76,8 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
 
     Raises:
         BadInputError: If the sets do not fit together, a side has fewer than 3 labelled scans (test scans that are
-            training scans, voxel for voxel, do not count), gates rejected a synthetic one, or a scan cannot be used.
+            training scans, voxel for voxel, do not count), gates rejected a synthetic one or have seen test scans, or a
+            scan cannot be used.
     """
     dataset = read_dataset(real)
     # As medgen train splits them, which has no use for scans without label maps.
@@ -192,6 +194,7 @@ def _load_synthetic(
         )
     if (synthetic.root / MANIFEST).is_file():
         require_accepted(synthetic.root, read_manifest(synthetic.root / MANIFEST))
+    _require_blind_gates(synthetic.root, test)
     labelled = [case for case in synthetic.cases if _is_labelled(case, reader.target)]
     edited = made_from(synthetic, test)
     kept = [case for case in labelled if case.case not in edited]
@@ -220,6 +223,16 @@ def _load_synthetic(
             + remedy
         )
     return fresh, [f"{words}; nothing learned from them." for words in told]
+
+
+def _require_blind_gates(synthetic: Path, test: Sequence[Case]) -> None:
+    """Refuse scans that were chosen by gates which have seen the test scans."""
+    if known := seen_cases(synthetic, test):
+        raise BadInputError(
+            f"{synthetic}: expected scans chosen by gates that have not seen the test scans, got gates fitted on "
+            f"{len(known)} of these {len(test)}, such as {known[0].case}. Give medgen train, synthesize, filter and "
+            "utility the same --seed, or name the test scans in val.txt, and filter again."
+        )
 
 
 def _shown(class_names: Mapping[int, str]) -> str:

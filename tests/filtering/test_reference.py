@@ -71,6 +71,15 @@ def test_scans_without_label_maps_change_nothing_of_the_split(folder: Path) -> N
     assert notes[1].startswith("3 reference scans were left out: medgen train")
 
 
+def test_validation_scans_without_label_maps_name_no_split(folder: Path) -> None:
+    """Those who train on label maps, and test on them, see only the others, and so draw a split."""
+    dataset = read_dataset(folder)
+    bare = [replace(case, split="val", label=None) for case in dataset.cases[:5]] + dataset.cases[5:]
+    cases, _ = training_cases(replace(dataset, cases=bare), 2)
+    assert cases == split_cases(replace(dataset, cases=dataset.cases[5:]), seed=2)[0]
+    assert len(cases) == 29
+
+
 def test_gates_of_another_split_are_others(folder: Path) -> None:
     dataset = read_dataset(folder)
     digests = {digest_of(dataset, {"steps": None, "seed": seed}) for seed in (0, 3, 0)}

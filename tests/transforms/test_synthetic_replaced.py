@@ -488,6 +488,15 @@ def test_later_samples_are_held_to_the_bank_too(bank, samples, state, message):
     replaced(samples[3])
 
 
+def test_a_later_sample_of_another_class_is_refused_where_it_would_be_replaced(bank, samples):
+    replaced = RandSyntheticReplaced("image", "label", bank, prob=1.0)
+    for sample in samples[:2]:
+        replaced(sample)
+    with pytest.raises(BadInputError, match="expected label values 0, 1, 2 as in the bank, got 3, 6 too"):
+        replaced(with_class(samples[2]))
+    replaced(samples[3])
+
+
 def test_a_type_that_would_wrap_the_numbers_of_the_bank_is_refused_also_of_arrays(make_bank, tmp_path):
     def read(files):
         return {key: np.asarray(nib.load(files[key]).dataobj)[None] for key in KEYS}

@@ -186,6 +186,17 @@ def test_synthetic_scans_made_from_test_scans_are_left_out(folders: tuple[Path, 
     assert len(load_material(folders[0], synthetic, None, 0, CPU).synthetic) == 10
 
 
+def test_a_damaged_report_of_the_gates_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    synthetic = tmp_path / "judged"
+    shutil.copytree(folders[1], synthetic)
+    for text in ("{", "[]", '{"fitted": 3}', "{}"):
+        (synthetic / "gates.json").write_text(text)
+        with pytest.raises(BadInputError, match=r"gates.json: expected the report that medgen filter"):
+            load_material(folders[0], synthetic, None, 0, CPU)
+    (synthetic / "gates.json").write_text('{"fitted": {}}')  # by an older version
+    assert len(load_material(folders[0], synthetic, None, 0, CPU).synthetic) == 11
+
+
 def test_a_patient_in_training_and_test_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     real = tmp_path / "real"
     shutil.copytree(folders[0], real)
