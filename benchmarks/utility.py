@@ -17,8 +17,9 @@ and other folds. Validation scans that are training scans too are left out.
 Sizes of the networks, steps and ratios were chosen with ``--tune true``, which tests on other training patients and
 never looks at the validation split; how the settings of volumes were found is said beside them. Generators are trained
 and sampled with the settings below and kept in the work folder, as is each training of a segmenter: the same command
-goes on after a stop. Writes ``benchmarks/results/utility_DATASET_N.json``, also where the gates accept fewer scans of a
-fold than the largest ratio takes: then nothing is compared, and the file says what the gates found.
+goes on after a stop. Writes ``benchmarks/results/utility_DATASET_N.json``. A fold of which the gates accept fewer scans
+than the largest ratio takes is not compared, the file says what they found there, and the goal is missed; of fewer than
+two others nothing is compared.
 
 With ``--num_cases null`` all cases are learned from, and the generator is one that was trained on all of them
 (``--model``): the goal then is to lose no more than 0.2 points. One draw of all patients has no folds.
@@ -360,13 +361,16 @@ def main(
         return
     room = utility(data_folder(dataset), workdir / f"{dataset}_room", num_seeds=num_seeds, steps=steps, device="cpu")
     found: dict[str, Any] = {"arms": None, "best": None, "reached": False}
-    if all(fold.scores for fold in by_fold):
+    compared = {number: fold for number, fold in zip(folds, by_fold, strict=True) if fold.scores}
+    if left_out := sorted({*folds} - {*compared}):
+        gates = [fold.gates for fold in by_fold]
+        print(f"\nthe gates leave too few scans for the largest ratio in folds {left_out}: {gates}")
+    if len(compared) > (1 if num_cases else 0):
         own = scores_of(workdir / f"{dataset}_room", room["runs"])["classical"] if num_cases else None
-        clusters = [fold if num_cases else seed for fold in folds for seed in range(num_seeds)]
-        found = judge(by_fold, own, clusters, dataset)
+        clusters = [fold if num_cases else seed for fold in compared for seed in range(num_seeds)]
+        found = judge(list(compared.values()), own, clusters, dataset)
+        found["reached"] = found["reached"] and not left_out
         print_arms(found)
-    else:
-        print(f"\nthe gates leave too few scans for the largest ratio: {[fold.gates for fold in by_fold]}")
     made = {key: asdict(making)[key] for key in ("guidance_scale", "temperature")} if model else asdict(making)
     save(
         name,
@@ -377,6 +381,7 @@ def main(
         n={
             "patients": num_cases or room["train_patients"],
             "folds": len(folds),
+            "folds_compared": list(compared) if found["arms"] else [],
             "seeds": num_seeds,
             "test_scans": room["test_scans"],
             "test_patients": room["test_patients"],
