@@ -76,11 +76,10 @@ def _command() -> str:
     return shlex.join(["python", os.path.relpath(Path(script).resolve(), ROOT), *words])
 
 
-def save(name: str, *, what: str, n: dict[str, Any], seeds: Sequence[int], device: str | None = None, **result: Any):
-    """Write ``results/NAME.json``: what was measured, how, on what, and the figures."""
+def measured_by(device: str | None = None) -> dict[str, Any]:
+    """Command, commit, machine and versions, for the JSON; ``device`` where it was not the CPU."""
     threads = os.environ.get("OMP_NUM_THREADS")
-    content = {
-        "what": what,
+    return {
         "command": _command(),
         "commit": _commit(),
         "device": device
@@ -89,6 +88,14 @@ def save(name: str, *, what: str, n: dict[str, Any], seeds: Sequence[int], devic
             "python": platform.python_version(),
             **{package: version(package) for package in ("medgen", "torch", "monai", "diffusers", "numpy")},
         },
+    }
+
+
+def save(name: str, *, what: str, n: dict[str, Any], seeds: Sequence[int], device: str | None = None, **result: Any):
+    """Write ``results/NAME.json``: what was measured, how, on what, and the figures."""
+    content = {
+        "what": what,
+        **measured_by(device),
         "n": n,
         "seeds": list(seeds),
         **result,

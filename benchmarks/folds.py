@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT
+from common import ROOT, measured_by
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def write_fold(path: Path, fold: Fold, settings: dict[str, Any]) -> None:
         return [plain(item) for item in value] if isinstance(value, list) else None if value != value else value
 
     scores = fold.scores and {arm: plain(values.tolist()) for arm, values in fold.scores.items()}
-    content = {"settings": settings, "gates": fold.gates, "result": fold.result, "scores": scores}
+    content = {**measured_by(), "settings": settings, "gates": fold.gates, "result": fold.result, "scores": scores}
     path.write_text(json.dumps({**content, "groups": fold.groups}) + "\n")
     print(f"\nkept in {path.relative_to(ROOT)}")
 
