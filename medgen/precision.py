@@ -61,6 +61,15 @@ def has_fast_bf16(device: torch.device) -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
+def has_bf16_kernels() -> bool:
+    """Whether this CPU has bfloat16 convolutions, in hardware or emulated.
+
+    Returns:
+        False where torch falls back to unfolding, which is slow and takes memory: on CPUs without AVX-512, for example.
+    """
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def resolve_precision(precision: Precision, device: str | torch.device) -> Literal["fp32", "bf16"]:
     """Turn ``"auto"`` into the format that is fast on this device; an explicit choice is kept.
 

@@ -441,6 +441,7 @@ def test_the_time_that_a_lossless_autoencoder_leaves_goes_to_the_denoiser(
     """The shares of the stages are 15, 70 and 15 percent of the time; a Haar transform needs next to nothing of its."""
     seen = dataclasses.replace(fingerprint.fingerprint(gray, device="cpu"), useful=10**6)
     seen = dataclasses.replace(seen, spatial_dims=3, sizes=((48, 48, 32),) * 3)  # compressed by 2, into 8 latents
+    seen = dataclasses.replace(seen, machine=Machine("cpu", "cpu", 2, 16.0, True))  # slower ones get the least steps
     monkeypatch.setattr(rules, "fingerprint", lambda dataset, needs_labels, device: seen)
     plan = make_plan(gray, hours=1.5)
     assert plan.is_lossless

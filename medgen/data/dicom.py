@@ -187,8 +187,9 @@ def _slice_step(path: Path, positions: np.ndarray, normal: np.ndarray, names: Se
     usual = float(np.median(gaps))
     if gaps.min() < 0.01 * max(usual, 1e-3):
         index = int(gaps.argmin())
+        one, other = sorted(names[index : index + 2])  # which lies lower is a matter of rounding
         raise BadInputError(
-            f"{path}: expected one slice per position, got {names[index]} and {names[index + 1]} at the same one. "
+            f"{path}: expected one slice per position, got {one} and {other} at the same one. "
             "Split echoes or time points into folders."
         )
     # Headers round positions to some hundredths of a mm.

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medgen.networks.haar import HaarTransform
+from medgen.precision import has_bf16_kernels
 from medgen.types import BadInputError
 
 # glibc's allocator gives freed blocks back at once only above 32 MB; measured, it keeps 0.13 GB of smaller ones.
@@ -192,7 +193,12 @@ class Autoencoder(ModelMixin, ConfigMixin):
         # are float32 in bfloat16 runs too, because the norms add their bias in float32. Three more have the channels of
         # the image: the Haar part, the learned part, and their sum.
         maps = 4 * max(self.config["channels"][:2]) + 3 * self.config["in_channels"]
-        return 4.0 * maps * float(self.compression ** self.config["spatial_dims"])
+        size, dims = 4.0 * maps, self.config["spatial_dims"]
+        device = next(self.parameters()).device.type
+        if device == "cpu" and torch.is_autocast_enabled("cpu") and not has_bf16_kernels():
+            # Convolutions are matrix products there: each voxel is unfolded into its neighbourhood, of two bytes each.
+            size += 2.0 * 3**dims * max(self.config["channels"][:2])
+        return size * float(self.compression**dims)
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Reconstruct ``image`` from a draw of its posterior.

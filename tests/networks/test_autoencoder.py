@@ -9,6 +9,7 @@ import torch
 
 from medgen.networks import Autoencoder
 from medgen.networks.autoencoder import KEPT_BYTES, ChannelNorm
+from medgen.precision import has_bf16_kernels
 from medgen.types import BadInputError
 
 
@@ -62,6 +63,9 @@ def test_a_memory_bound_that_is_too_small_says_the_least_that_works(autoencoder)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure the peak of a process")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_decode_by_tiles_stays_within_its_memory_bound(precision):
+    # Without bfloat16 kernels a convolution takes much more memory, and minutes at the size of the others.
+    unfolded = precision == "bf16" and not has_bf16_kernels()
+    channels, bound = (4, 0.23) if unfolded else (16, 0.2)
     script = """
 import sys, torch
 from pathlib import Path
@@ -71,7 +75,7 @@ def held(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
 torch.set_num_threads(1)
-network = Autoencoder(channels=(16, 16), latent_channels=4).eval()
+network = Autoencoder(channels=(int(sys.argv[2]),) * 2, latent_channels=4).eval()
 if sys.argv[1] == "bf16":
     network.to(memory_format=memory_format(3))
 with torch.inference_mode(), autocast("cpu", sys.argv[1]):
@@ -79,11 +83,12 @@ with torch.inference_mode(), autocast("cpu", sys.argv[1]):
     latents = torch.randn(1, 4, 48, 48, 48)
     Path("/proc/self/clear_refs").write_text("5")
     before = held("VmRSS")
-    network.decode(latents, max_memory_gb=0.2)
+    network.decode(latents, max_memory_gb=float(sys.argv[3]))
 print(held("VmHWM") - before)
 """
-    done = subprocess.run([sys.executable, "-c", script, precision], check=True, capture_output=True, text=True)
-    assert 0.02 < float(done.stdout) < 0.2  # the whole decode takes 0.25 GB
+    command = [sys.executable, "-c", script, precision, str(channels), str(bound)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert 0.02 < float(done.stdout) < bound  # the whole decode takes 0.25 GB or more
 
 
 def test_sizes_that_do_not_divide_are_refused(autoencoder):
