@@ -13,12 +13,16 @@ from common import ROOT, measured_by
 
 @dataclass(frozen=True)
 class Fold:
-    """What the gates found; and unless they left nothing to learn from, the comparison, scores and test patients."""
+    """What the gates found; and unless they left nothing to learn from, the comparison, scores and test patients.
+
+    By whom it was measured is known of a draw that was read.
+    """
 
     gates: dict[str, Any]
     result: dict[str, Any] | None = None
     scores: dict[str, torch.Tensor] | None = None
     groups: list[str] | None = None
+    measured_by: dict[str, Any] | None = None
 
 
 def to_tensor(rows: Any) -> torch.Tensor:
@@ -56,4 +60,26 @@ def read_fold(path: Path, settings: dict[str, Any]) -> Fold | None:
         raise SystemExit(f"{path}: expected a draw with {settings}, got {content['settings']}. Remove the file.")
     print(f"read from {path.relative_to(ROOT)}")
     scores = content["scores"] and {arm: to_tensor(rows) for arm, rows in content["scores"].items()}
-    return Fold(content["gates"], content["result"], scores, content["groups"])
+    by = {key: content[key] for key in measured_by()}
+    return Fold(content["gates"], content["result"], scores, content["groups"], by)
+
+
+def require_one_kind(folds: dict[int, Fold], recipe: dict[str, Any]) -> None:
+    """End the program where draws were tested on other scans than the first, or trained otherwise than the room.
+
+    Patches fit the training scans, and so may differ.
+    """
+
+    def plain(found: dict[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if key != "patch"}))
+        return kept
+
+    first = next(iter(folds.values()))
+    for number, fold in folds.items():
+        if fold.groups != first.groups:
+            raise SystemExit(
+                f"draw {number}: expected the test patients of the first draw, got others. Remove its file."
+            )
+        found, expected = plain((fold.result or {})["recipe"]), plain(recipe)
+        if found != expected:
+            raise SystemExit(f"draw {number}: expected segmenters trained by {expected}, got {found}. Remove its file.")

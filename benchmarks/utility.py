@@ -42,7 +42,7 @@ from typing import Any, Literal
 
 import torch
 from common import ROOT, WORKDIR, data_folder, link_files, save, table, unseen, verdict
-from folds import Fold, fold_file, read_fold, to_tensor, write_fold
+from folds import Fold, fold_file, read_fold, require_one_kind, to_tensor, write_fold
 from jsonargparse import auto_cli
 from other_sets import OTHERS, pretrain
 
@@ -349,6 +349,8 @@ def main(
     name = f"utility_{dataset}_{num_cases or 'all'}{'_pretrained' if pretrained else ''}"
     options = {"num_seeds": num_seeds, "steps": steps, "ratios": ratios, "model": model}
     settings = {**options, "making": asdict(making)}
+    if pretrained:
+        settings |= {"pretraining": PRETRAINING, "tuning_rate": TUNING_RATE, "sets": OTHERS[dataset]}
     by_fold = []
     for fold in folds:
         kept = read_fold(fold_file(name, fold), settings) if num_cases and not tune else None
@@ -356,7 +358,8 @@ def main(
     if tune:
         return
     if num_cases and len(folds) == 1:
-        write_fold(fold_file(name, folds[0]), by_fold[0], settings)
+        if by_fold[0].measured_by is None:
+            write_fold(fold_file(name, folds[0]), by_fold[0], settings)
         print("one draw of patients: give two folds or more to compare and write the result")
         return
     room = utility(data_folder(dataset), workdir / f"{dataset}_room", num_seeds=num_seeds, steps=steps, device="cpu")
@@ -366,6 +369,7 @@ def main(
         gates = [fold.gates for fold in by_fold]
         print(f"\nthe gates leave too few scans for the largest ratio in folds {left_out}: {gates}")
     if len(compared) > (1 if num_cases else 0):
+        require_one_kind(compared, room["recipe"])
         own = scores_of(workdir / f"{dataset}_room", room["runs"])["classical"] if num_cases else None
         clusters = [fold if num_cases else seed for fold in compared for seed in range(num_seeds)]
         found = judge(list(compared.values()), own, clusters, dataset)
@@ -390,7 +394,8 @@ def main(
                 for fold in by_fold
             ],
         },
-        seeds=[fold * 100 + index for fold in folds for index in range(num_seeds)],
+        seeds=[fold * 100 + index for fold in compared for index in range(num_seeds)],
+        draws_measured_by=[fold.measured_by for fold in by_fold],
         making=made | ({"pretraining": PRETRAINING, "sets": OTHERS[dataset]} if pretrained else {}),
         gates=[fold.gates for fold in by_fold],
         recipe=room["recipe"],

@@ -133,14 +133,14 @@ def load_cases(
         )
 
 
-def split_cases(dataset: Dataset, *, val_fraction: float = 0.15, seed: int = 0) -> tuple[list[Case], list[Case]]:
-    """Cases for training and for validation.
+def split_cases(dataset: Dataset, *, val_fraction: float = 0.15) -> tuple[list[Case], list[Case]]:
+    """Cases for training and for validation, the same ones in every command and whatever its seed.
 
     Args:
         dataset: The data set. Where it names a validation split, that split is used, and cases without any split go to
             training. Cases of other splits (``test``) go to neither.
-        val_fraction: Least share of the cases that is set aside where the data set names no validation split.
-        seed: Chooses which patients or groups are set aside; one group never lies in both parts.
+        val_fraction: Least share of the cases that is set aside where the data set names no validation split. A hash
+            of their names chooses the patients or groups; one group never lies in both parts.
 
     Returns:
         ``(train, val)``, each in the order of ``dataset.cases``.
@@ -165,8 +165,9 @@ def split_cases(dataset: Dataset, *, val_fraction: float = 0.15, seed: int = 0) 
         for case in train:
             groups.setdefault(case.group or case.case, []).append(case)
         wanted = val_fraction * len(train)
-        # Drawn by hash, so that a group's place does not depend on the order of the files.
-        for name in sorted(groups, key=lambda name: derive_seed(seed, "split", name))[: len(groups) - 1]:
+        # Not by the order of files, nor by a seed: gates or a comparison with another seed than the generator would
+        # be tested on what it has learned from.
+        for name in sorted(groups, key=lambda name: derive_seed(0, "split", name))[: len(groups) - 1]:
             if len(val) >= wanted:
                 break
             val.extend(groups[name])

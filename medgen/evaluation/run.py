@@ -69,7 +69,7 @@ def evaluate(
 
     Distances are taken between the synthetic scans and the real validation scans, and from those to the real training
     scans: the floor that a perfect generator would reach. Where the folder names no validation split, the scans that
-    ``medgen train`` with this seed holds out stand for it. If those are fewer than 20, all real scans are taken
+    ``medgen train`` holds out stand for it. If those are fewer than 20, all real scans are taken
     together and floors come from random halves, patient by patient; the report then warns that a generator which was
     trained on this folder has seen them all, and looks better than it is. Copies are searched among the training scans,
     and apart from these among all others.
@@ -98,8 +98,7 @@ def evaluate(
             pictures of the scans. By default it lies in the output folder.
         workers: Scans that are read and measured side by side; by default one per core.
         device: ``auto``, ``cpu``, ``cuda`` or another torch device.
-        seed: Chooses subsets, pairs and the scans of the pictures. Without a validation split it is to be the seed of
-            the training, as it also finds the scans that were held out there.
+        seed: Chooses subsets, pairs and the scans of the pictures.
         skip_bad: List scans that cannot be used in the report and go on.
         overwrite: Replace a report that the output folder already holds.
 
@@ -144,7 +143,7 @@ def evaluate(
             "real": measure(real_set, recipe, "real", skip_bad=skip_bad),
             "synthetic": measure(synthetic_set, recipe, "synthetic", skip_bad=skip_bad),
         }
-        split = split_real(scans["real"], seed)
+        split = split_real(scans["real"])
         with single_threaded():
             report, pictures = _report(scans["real"], scans["synthetic"], split, recipe, num_pairs, seed)
         report["warnings"] += naming

@@ -33,12 +33,11 @@ class Split:
         return self.train != self.val
 
 
-def split_real(real: Scans, seed: int) -> Split:
-    """The split that the folder names, else that of ``medgen train`` with this seed if it holds out enough scans.
+def split_real(real: Scans) -> Split:
+    """The split that the folder names, else that of ``medgen train`` if it holds out enough scans.
 
     Args:
         real: The measured real scans.
-        seed: Of the training.
 
     Returns:
         The split; without one, all scans on both sides.
@@ -59,10 +58,10 @@ def split_real(real: Scans, seed: int) -> Split:
         return found
     labelled = [case for case in real.dataset.cases if case.label is not None]
     try:
-        train, val = split_cases(replace(real.dataset, cases=labelled), seed=seed)
+        train, val = split_cases(replace(real.dataset, cases=labelled))
     except BadInputError:  # a part would be empty, so nothing was trained on this folder
         return Split(HALVES, everything, everything)
     rows = (real.rows({case.case for case in train}), real.rows({case.case for case in val}))
     if min(map(len, rows)) < FEW:
         return Split(HALVES, everything, everything)
-    return Split(f"val as medgen train holds it out with seed {seed}", *rows)
+    return Split("val as medgen train holds it out", *rows)

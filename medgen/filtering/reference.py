@@ -79,16 +79,15 @@ def patient_of(case: Case) -> str:
     return case.group or f"case {case.case}"
 
 
-def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
+def training_cases(dataset: Dataset) -> tuple[list[Case], list[str]]:
     """Scans that gates are fitted on: the labelled ones of the training split.
 
     Where the folder names no validation scans with label maps, those that ``medgen train`` (of a model of label maps)
-    and ``medgen utility`` hold out with the same seed are left out here too, or gates would have seen the scans that a
+    and ``medgen utility`` hold out are left out here too, or gates would have seen the scans that a
     comparison is tested on.
 
     Args:
         dataset: The real set.
-        seed: Of the split, where the folder names none.
 
     Returns:
         The scans, and what the user should know of those left out.
@@ -107,10 +106,10 @@ def training_cases(dataset: Dataset, seed: int) -> tuple[list[Case], list[str]]:
     if left_out := len(train) - len(labelled):
         notes.append(f"{left_out} reference scans have no label map and were left out.")
     if not any(case.split in VAL_SPLITS for case in dataset.cases if case.label is not None):
-        labelled, held_out = split_cases(replace(dataset, cases=labelled), seed=seed)
+        labelled, held_out = split_cases(replace(dataset, cases=labelled))
         notes.append(
-            f"{len(held_out)} reference scans were left out: medgen train and medgen utility hold them out for tests "
-            f"(seed {seed}). Name validation scans in val.txt to hold out others."
+            f"{len(held_out)} reference scans were left out: medgen train and medgen utility hold them out for "
+            "tests. Name validation scans in val.txt to hold out others."
         )
     return labelled, notes
 
@@ -129,7 +128,7 @@ def digest_of(dataset: Dataset, settings: Mapping[str, Any], *, segmenters: bool
     Raises:
         BadInputError: If no training scan has a label, or a file is missing.
     """
-    cases = training_cases(dataset, settings["seed"])[0]
+    cases = training_cases(dataset)[0]
     content = [
         [case.case, case.group, [sha256_scan(path) for path in (*case.images, case.label) if path]] for case in cases
     ]

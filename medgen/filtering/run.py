@@ -56,8 +56,8 @@ def filter_pairs(
     Args:
         input: Folder of labelled scans, such as the output of ``medgen synthesize``.
         reference: Folder of the labelled real scans; those of its training split count. Where it names no validation
-            scans, those are left out that ``medgen train`` and ``medgen utility`` hold out with this seed. Or the
-            folder of gates that an earlier run fitted.
+            scans, those are left out that ``medgen train`` and ``medgen utility`` hold out. Or the folder of gates that
+            an earlier run fitted.
         output: Folder to write: accepted pairs as an nnU-Net v2 data set, rejected ones likewise in `rejected`, and
             gates.json and gates.png, which say why.
         gates: Gates that judge; by default all, or those that the fitted gates were made with.
@@ -65,7 +65,7 @@ def filter_pairs(
             gates were made with. Fewer than 19 patients, not counting those held out, need a larger one, which makes
             stricter gates: 0.17 with 5 patients, 0.1 with 9.
         steps: Of each of the three segmenters.
-        seed: Of the segmenters, and of the split where the folder names none.
+        seed: Of the segmenters.
         device: 'auto', 'cpu', 'cuda' or another torch device.
         overwrite: Replace another run's output in the folder.
 

@@ -170,7 +170,7 @@ def find_reference(
         path: Folder of real scans, or of fitted gates, which keep their own settings.
         output: Output folder; what is fitted goes beside it.
         steps: Of each segmenter.
-        seed: Of the segmenters, and of the split where the folder of real scans names no validation scans.
+        seed: Of the segmenters.
         consistency: Whether segmenters are needed.
 
     Returns:
@@ -209,7 +209,7 @@ def find_reference(
         dataset=dataset,
         digest=digest_of(dataset, settings),
         settings=settings,
-        patients=len({patient_of(case) for case in training_cases(dataset, seed)[0]}),
+        patients=len({patient_of(case) for case in training_cases(dataset)[0]}),
         class_names=dict(dataset.class_names),
         channel_names=dict(dataset.channel_names),
         spatial_dims=dataset.spatial_dims,

@@ -12,7 +12,7 @@ from medgen.data.case import Case
 from medgen.data.export import write_json
 from medgen.filtering.gates import Gates
 from medgen.filtering.picture import draw_gates
-from medgen.provenance import sha256_scan
+from medgen.provenance import MANIFEST, read_manifest, sha256_scan
 from medgen.types import BadInputError
 
 REPORT = "gates.json"
@@ -54,18 +54,22 @@ def seen_cases(folder: Path, cases: Iterable[Case]) -> list[Case]:
         cases: The real scans.
 
     Returns:
-        Those of a name and a label file that the gates have seen; none where no gates judged, or an older version wrote
-        of them.
+        Those of a name and a label file that the gates have seen; none where no gates judged.
 
     Raises:
-        BadInputError: If ``gates.json`` is damaged.
+        BadInputError: If ``gates.json`` is damaged, or lacking where the manifest says that gates judged.
     """
-    path = folder / REPORT
+    path, manifest = folder / REPORT, folder / MANIFEST
     if not path.is_file():
+        if manifest.is_file() and any(record.gates for record in read_manifest(manifest)):
+            raise BadInputError(
+                f"{path}: expected the report of the gates that judged these scans, which says what they have seen, "
+                "got no such file. Copy it from where they were filtered, or filter again."
+            )
         return []
     try:
         fitted = json.loads(path.read_text(encoding="utf-8"))["fitted"]
-        names, labels = (set(fitted.get(key, ())) for key in ("reference_cases", "reference_labels"))
+        names, labels = (set(fitted[key]) for key in ("reference_cases", "reference_labels"))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInputError(
             f"{path}: expected the report that medgen filter and medgen synthesize --filter write, got a damaged file "

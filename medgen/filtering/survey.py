@@ -28,7 +28,7 @@ def measure_reference(
         dataset: The real set.
         folder: Where the result is kept. It holds small pictures of the real scans.
         steps: Steps of each segmenter; None trains none, so that consistency is not measured.
-        seed: Of the folds and segmenters, and of the split where the set names no validation scans.
+        seed: Of the folds and segmenters.
         device: Where networks run.
 
     Returns:
@@ -38,7 +38,7 @@ def measure_reference(
         BadInputError: If a scan cannot be used, or a class is shown by too few scans.
         DivergedError: If a segmenter came to no finite loss.
     """
-    cases, warnings = training_cases(dataset, seed)
+    cases, warnings = training_cases(dataset)
     patients = [patient_of(case) for case in cases]
     settings = {"steps": steps, "seed": seed}
     digest = digest_of(dataset, settings)

@@ -127,14 +127,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name).strip().casefold()
 
 
-def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: int = 0) -> str:
+def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto") -> str:
     """What a plan would do, and what it would cost.
 
     Args:
         plan: The plan.
         dataset: The scans that it is to be followed on.
         device: `auto`, `cpu`, `cuda` or any torch device.
-        seed: Seed of the training, which chooses the validation scans where the folder does not.
 
     Returns:
         Text of several lines: data, choices, and for each stage parameters, memory and time.
@@ -144,7 +143,7 @@ def summarize_plan(plan: Plan, dataset: Dataset, *, device: str = "auto", seed: 
     """
     check_plan(plan, dataset)
     machine = read_machine(device)
-    train, val = split_cases(learned_from(plan, dataset), seed=seed)
+    train, val = split_cases(learned_from(plan, dataset))
     left_out = len(dataset.cases) - len(train) - len(val)
     grid = f"{by_axis(plan.size)} voxels" + (f" of {by_axis(plan.spacing)} mm" if plan.spacing else "")
     normalization = plan.normalization

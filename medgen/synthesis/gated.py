@@ -43,14 +43,13 @@ class Filter:
     overwrite: bool
 
     @classmethod
-    def find(cls, reference: Path, output: Path, num_samples: int | None, seed: int, *, overwrite: bool) -> Self:
+    def find(cls, reference: Path, output: Path, num_samples: int | None, *, overwrite: bool) -> Self:
         """Look at the reference, before anything is drawn.
 
         Args:
             reference: Folder of real scans, or of fitted gates.
             output: Folder of the run.
             num_samples: Samples that are to be accepted.
-            seed: Of the segmenters, and of the split where the folder of real scans names no validation scans.
             overwrite: Replace gates of another run's output.
 
         Returns:
@@ -64,7 +63,7 @@ class Filter:
                 f"num_samples: expected the number of scans to accept beside filter, got {num_samples}. Give "
                 "--num_samples N."
             )
-        source = find_reference(Path(reference), output, seed=seed)
+        source = find_reference(Path(reference), output)
         try:
             options = source.choose(None, None)
         except BadInputError as error:

@@ -157,8 +157,8 @@ def synthesize(
             num_samples of them pass its gates, and the others go to `rejected` with their reasons; gates.json and
             gates.png say how many. A run ends with an error after 10 draws for each scan that is asked for (and 20 at
             least), or where less than 5 % pass. What is fitted is kept beside the output, and holds small pictures of
-            the real scans. Where the folder names no validation scans, those that ``medgen train`` holds out with this
-            seed are left out: give all commands one seed, or a folder of gates.
+            the real scans. Where the folder names no validation scans, those that ``medgen train`` holds out are left
+            out.
         overwrite: Replace another run's output in the folder, with all that is in its imagesTr and labelsTr.
         replay: Manifest of an earlier run to make again, voxel for voxel. It names no folders: give --model where the
             model was a folder or a Hub id, and --labels, --edges, --edge_maps, --edge_control, --sources, --regions
@@ -175,7 +175,7 @@ def synthesize(
     output = _choose_output(output, replay)
     request = Request(**{item.name: given[item.name] for item in fields(Request)})
     _refuse_inputs_inside(output, replay=replay, filter=filter, **request.inputs)
-    gates = None if filter is None or replay else Filter.find(filter, output, num_samples, seed, overwrite=overwrite)
+    gates = None if filter is None or replay else Filter.find(filter, output, num_samples, overwrite=overwrite)
     again = None
     if replay is not None:
         refuse_other_arguments(synthesize, given)

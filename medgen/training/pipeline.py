@@ -116,7 +116,7 @@ def train(
         require_peft()
         find_lora_layers(model.denoiser, plan.tuning.lora_targets or None)  # refuses targets that it lacks
     if dry_run:
-        print(summarize_plan(cap_steps(plan, max_steps), dataset, device=device, seed=seed))
+        print(summarize_plan(cap_steps(plan, max_steps), dataset, device=device))
         show_plan(folder, plan)
         return folder
     check_batches(plan, stages)

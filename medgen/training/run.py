@@ -105,7 +105,7 @@ class Run:
         accelerator.wait_for_everyone()
         # Before the split, so that the validation scans are a share of those that can be used.
         useful = learned_from(plan, dataset)
-        train_cases, val_cases = split_cases(useful, seed=seed)
+        train_cases, val_cases = split_cases(useful)
         conditions, cases = plan.read_conditions, [*train_cases, *val_cases]
         self.texts = {"texts": conditions.text.source(cases)} if conditions.text is not None else {}
         if accelerator.is_main_process:

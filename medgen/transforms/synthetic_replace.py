@@ -156,7 +156,8 @@ class RandSyntheticReplace(SeededInWorkers):
         if drawn is None:
             new_image, new_label = mark_real(image), None if label is None else mark_real(label)
         else:
-            if label is not None and (self.matched_by != "class" or self.class_column is not None):
+            matched = randomize and self.matched_by == "class" and self.class_column is None
+            if label is not None and not matched:
                 self._check_classes(label)
             made_image, made_label = self.bank[drawn]
             new_image = wrap_like(image, made_image)

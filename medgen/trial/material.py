@@ -68,7 +68,7 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
         real: Folder of real scans.
         synthetic: Folder of synthetic scans, or None.
         target: Column of the metadata that a classifier is to tell; None takes label maps.
-        seed: Of the split, where the folder names none, and of the scans that the grid is fitted on.
+        seed: Of the scans that the grid is fitted on.
         device: Where networks are to run.
 
     Returns:
@@ -82,7 +82,7 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
     dataset = read_dataset(real)
     # As medgen train splits them, which has no use for scans without label maps.
     useful = [case for case in dataset.cases if target is not None or case.label is not None]
-    parts = split_cases(replace(dataset, cases=useful), seed=seed)
+    parts = split_cases(replace(dataset, cases=useful))
     train, test = ([case for case in part if _is_labelled(case, target)] for part in parts)
     torn = {case.group for case in train if case.group} & {case.group for case in test if case.group}
     if torn:
@@ -230,8 +230,8 @@ def _require_blind_gates(synthetic: Path, test: Sequence[Case]) -> None:
     if known := seen_cases(synthetic, test):
         raise BadInputError(
             f"{synthetic}: expected scans chosen by gates that have not seen the test scans, got gates fitted on "
-            f"{len(known)} of these {len(test)}, such as {known[0].case}. Give medgen train, synthesize, filter and "
-            "utility the same --seed, or name the test scans in val.txt, and filter again."
+            f"{len(known)} of these {len(test)}, such as {known[0].case}. Name the test scans in val.txt, "
+            "train the generator without them, and filter again."
         )
 
 

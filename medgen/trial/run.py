@@ -47,8 +47,8 @@ def utility(
     the largest ratio adds synthetic scans; with synthetic scans at several ratios; from synthetic scans first and real
     ones then; and from synthetic scans alone. Each takes as many steps from the same first weights. All are tested on
     the real validation scans, which nothing else may have seen: not the generator, not its label maps, not the gates.
-    Where the folder names none, give all commands the same seed. Test scans that are training scans, voxel for voxel,
-    are left out.
+    Where the folder names none, ``medgen train`` and the gates hold out the same ones as this. Test scans that are
+    training scans, voxel for voxel, are left out.
     Differences are paired by patient and training, with an interval for other patients and other trainings, and p
     values are corrected for the number of ways (Holm). The verdict can be that it does not help.
 
@@ -59,7 +59,7 @@ def utility(
 
     Args:
         real: Folder of real scans with label maps, or facts to tell. Validation scans are named in val.txt, or held out
-            as ``medgen train`` does with this seed.
+            as ``medgen train`` does.
         output: Folder for utility.json, utility.md, curve.png and the scores of each training.
         synthetic: Folder of labelled synthetic scans, such as the output of ``medgen filter``; without it the real ones
             alone tell what room more data would have.

@@ -276,11 +276,11 @@ def test_without_a_split_the_scans_that_training_holds_out_are_the_validation_se
     )
     run = train(folder, tmp_path / "run", plan=plan, max_steps=1, seed=5, device="cpu")
     held_out = set(json.loads((run / "run.json").read_text())["data"]["validation scan"])
-    report = evaluate(folder, synthetic, tmp_path / "report", seed=5, **QUICK)
+    report = evaluate(folder, synthetic, tmp_path / "report", seed=3, **QUICK)  # whatever the seed
     assert set(report["embedding"]["cases"]["real val"]) == held_out
     assert len(held_out) == report["real"]["val"] == 21
     assert report["real"]["train"] == 134 - 21
-    assert report["real"]["split"] == "val as medgen train holds it out with seed 5"
+    assert report["real"]["split"] == "val as medgen train holds it out"
     assert not any("no validation split" in warning for warning in report["warnings"])
 
 

@@ -60,6 +60,17 @@ def test_a_memory_bound_that_is_too_small_says_the_least_that_works(autoencoder)
         autoencoder.decode(latents_for(autoencoder, 40), max_memory_gb=1e-9)
 
 
+def test_without_bf16_kernels_the_unfolding_of_a_convolution_counts(monkeypatch):
+    network = Autoencoder(channels=(4, 8), latent_channels=4)
+    monkeypatch.setattr("medgen.networks.autoencoder.has_bf16_kernels", lambda: False)
+    maps = 4 * (4 * 8 + 3) * 2**3  # bytes per latent voxel: of float32 maps, at twice the resolution
+    assert network._decode_bytes_per_latent_voxel() == maps
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network._decode_bytes_per_latent_voxel() == maps + 2 * 27 * 8 * 2**3
+        monkeypatch.setattr("medgen.networks.autoencoder.has_bf16_kernels", lambda: True)
+        assert network._decode_bytes_per_latent_voxel() == maps
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure the peak of a process")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_decode_by_tiles_stays_within_its_memory_bound(precision):

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from medgen.data.dataset import read_dataset
-from medgen.filtering import ReferenceSource, filter_pairs
+from medgen.filtering import filter_pairs
 from medgen.filtering.consistency import Segmenters
+from medgen.filtering.reference import training_cases
 from medgen.generator import Generator
 from medgen.provenance import read_manifest, sha256_file
 from medgen.segmentation import Pair
@@ -197,37 +198,20 @@ def test_what_cannot_be_filtered_is_refused(
 def test_gates_that_have_seen_the_test_scans_are_refused_by_a_comparison(
     model: Path, gates: Path, tmp_path: Path
 ) -> None:
-    """Where the folder names no validation scans, each seed holds out others."""
-    real = gates.with_name("real")
+    real = tmp_path / "real"
+    shutil.copytree(gates.with_name("real"), real)
     for side in (8, 9):
         _save(tmp_path / "labels" / f"box_{side}.png", np.roll(_label(side), 1, axis=0))
-    options = {"labels": tmp_path / "labels", "filter": tmp_path / "gates", "num_samples": 6, **QUICK}
-    trial = {"num_cases": (), "num_seeds": 2, "steps": 2, "device": "cpu"}
-    for seed in (0, 5):
-        own = tmp_path / f"own_{seed}"
-        filter_pairs(gates.with_name("copy"), real, own, gates=["size", "geometry"], seed=seed)
-        shutil.copytree(tmp_path / f"own_{seed}_gates", tmp_path / "gates", dirs_exist_ok=True)
-        synthesize(tmp_path / f"made_{seed}", model=str(model), **options)
-    with pytest.raises(BadInputError, match=r"fitted on [1-6] of these [4-6], such as r.*the same --seed"):
-        utility(real, tmp_path / "out", synthetic=tmp_path / "made_5", seed=0, **trial)
-    for seed in (0, 5):
-        result = utility(real, tmp_path / f"out_{seed}", synthetic=tmp_path / f"made_{seed}", seed=seed, **trial)
-        assert result["synthetic_scans"] == 6
-
-
-def test_a_run_splits_its_reference_by_its_own_seed(
-    model: Path, gates: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    find = gated.find_reference
-
-    def watch(path: Path, output: Path, **options: object) -> ReferenceSource:
-        asked.append(options)
-        return find(path, output, **options)
-
-    monkeypatch.setattr(gated, "find_reference", watch)
-    synthesize(tmp_path / "out", model=str(model), labels=labels, filter=gates, num_samples=1, seed=7, **QUICK)
-    assert asked == [{"seed": 7}]
+    options = {"labels": tmp_path / "labels", "filter": tmp_path / "own_gates", "num_samples": 6, **QUICK}
+    filter_pairs(gates.with_name("copy"), real, tmp_path / "own", gates=["size", "geometry"])
+    synthesize(tmp_path / "made", model=str(model), **options)
+    trial = {"synthetic": tmp_path / "made", "num_cases": (), "num_seeds": 2, "steps": 2, "device": "cpu"}
+    for seed in (0, 5):  # all commands hold out the same scans
+        assert utility(real, tmp_path / f"out_{seed}", seed=seed, **trial)["synthetic_scans"] == 6
+    learned = training_cases(read_dataset(real))[0]
+    (real / "val.txt").write_text("".join(f"{case.case}\n" for case in learned[:4]))
+    with pytest.raises(BadInputError, match=r"fitted on 4 of these 4, such as r.*Name the test scans in val.txt"):
+        utility(real, tmp_path / "out", **trial)
 
 
 @pytest.fixture(scope="module")

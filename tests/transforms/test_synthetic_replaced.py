@@ -355,6 +355,9 @@ def test_a_class_draws_only_scans_that_show_the_same_classes(make_bank, make_pai
         sample = {"image": MetaTensor(image + REAL_PART), "label": MetaTensor(label[None])}
         drawn = {corner(replaced(sample)["image"]) for _ in range(30)}
         assert drawn == {corner(image.array) for image, _ in own}
+    image, label = make_pair(50, 3, 1, (1, 3))
+    with pytest.raises(BadInputError, match="expected label values 0, 1, 2 as in the bank, got 3 too"):
+        replaced.inner(MetaTensor(image + REAL_PART), MetaTensor(label[None]), randomize=False)
     image, label = make_pair(50, 3, 1, (2,))
     with pytest.warns(UserWarning, match="has no scan for classes 0, 2: such samples are never replaced"):
         assert is_real(replaced({"image": MetaTensor(image + REAL_PART), "label": MetaTensor(label[None])})["image"])

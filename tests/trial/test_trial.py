@@ -189,12 +189,16 @@ def test_synthetic_scans_made_from_test_scans_are_left_out(folders: tuple[Path, 
 def test_a_damaged_report_of_the_gates_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     synthetic = tmp_path / "judged"
     shutil.copytree(folders[1], synthetic)
-    for text in ("{", "[]", '{"fitted": 3}', "{}"):
+    for text in ("{", "[]", '{"fitted": 3}', "{}", '{"fitted": {}}'):
         (synthetic / "gates.json").write_text(text)
         with pytest.raises(BadInputError, match=r"gates.json: expected the report that medgen filter"):
             load_material(folders[0], synthetic, None, 0, CPU)
-    (synthetic / "gates.json").write_text('{"fitted": {}}')  # by an older version
-    assert len(load_material(folders[0], synthetic, None, 0, CPU).synthetic) == 11
+    (synthetic / "gates.json").unlink()
+    assert len(load_material(folders[0], synthetic, None, 0, CPU).synthetic) == 11  # no gates judged
+    record = {item.name: None for item in dataclasses.fields(SampleRecord)} | {"case": "made_3", "conditions": {}}
+    (synthetic / "manifest.jsonl").write_text(json.dumps(record | {"gates": {"reasons": [], "scores": {}}}) + "\n")
+    with pytest.raises(BadInputError, match=r"gates.json: expected the report of the gates .* got no such file"):
+        load_material(folders[0], synthetic, None, 0, CPU)
 
 
 def test_a_patient_in_training_and_test_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -274,6 +278,7 @@ def test_sets_that_do_not_fit_are_refused(folders: tuple[Path, Path], tmp_path: 
     with pytest.raises(BadInputError, match=r"the gates accepted, got made_3, which they rejected \(copy\)"):
         load_material(real, made, None, 0, CPU)
     (made / "manifest.jsonl").write_text(json.dumps(record | {"gates": {"reasons": []}}) + "\n")
+    (made / "gates.json").write_text('{"fitted": {"reference_cases": [], "reference_labels": []}}')
     assert len(load_material(real, made, None, 0, CPU).synthetic) == 11
     for index in range(2):
         _write(tmp_path / "few", f"x_{index}", 200 + index)
