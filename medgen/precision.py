@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ def has_bf16_kernels() -> bool:
 
 
 def resolve_precision(precision: Precision, device: str | torch.device) -> Literal["fp32", "bf16"]:
-    """Turn ``"auto"`` into the format that is fast on this device; an explicit choice is kept.
+    """Turn ``"auto"`` into the format that is fast on this device; an explicit choice is kept, with a warning if slow.
 
     Args:
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
@@ -87,6 +88,12 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Liter
         return "bf16" if has_fast_bf16(torch.device(device)) else "fp32"
     if precision not in ("fp32", "bf16"):
         raise BadInputError(f"precision: expected 'auto', 'fp32' or 'bf16', got {precision!r}. Use 'auto'.")
+    if precision == "bf16" and torch.device(device).type == "cpu" and not has_bf16_kernels():
+        warnings.warn(
+            "precision: this CPU has no bfloat16 convolutions, so that 'bf16' is many times slower than 'fp32'. Use "
+            "'auto', which takes what is fast.",
+            stacklevel=2,
+        )
     return precision
 
 
