@@ -237,7 +237,7 @@ def _parse(line: str) -> SampleRecord:
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadInputError(f"expected JSON, got {error.msg}") from error
+        raise BadInputError(f"expected JSON, got a line that is damaged or cut off ({error.msg})") from error
     if not isinstance(values, dict):
         raise BadInputError(f"expected a sample record, got {type(values).__name__}")
     return SampleRecord.from_dict(values)

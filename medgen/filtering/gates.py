@@ -29,6 +29,7 @@ _KINDS: dict[str, Mapping[str, Any]] = {
 }
 COPY = "copy"
 ORIENTATION = "orientation"
+_WEAK_DICE = 0.1  # a tolerance of consistency below this lets nearly everything pass
 MOST_ALIKE = 0.99  # of scans of two patients; above this only nearly exact copies are found
 MISSING, UNSEEN, UNTESTED = "missing_class", "unseen_class", "untested_class"
 
@@ -180,6 +181,19 @@ class Gates:
     def _level(self, code: str) -> float:
         """Level of one score, which is never more than what all together may take."""
         return min(self.level * self.weights[code], self.real_rejected)
+
+    def weak_spots(self) -> list[str]:
+        """Classes of which the gate consistency says little, as real scans are as bad.
+
+        Returns:
+            A sentence on each.
+        """
+        lows = {code: self.bounds(code)[0] for code in self.tails if code.startswith("consistency:")}
+        return [
+            f"{code}: a Dice of {low:.2g} passes, since segmenters do no better on some real scans; it says little."
+            for code, low in lows.items()
+            if low < _WEAK_DICE
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What was fitted, for a report.

@@ -155,8 +155,8 @@ class ReferenceSource:
         if (found and found.get("digest") != self.digest and not overwrite) or (other and not found):
             raise BadInputError(
                 f"{self.folder}: expected an empty folder for the gates, or gates of this reference and these "
-                "settings, got others. Choose another output folder, or pass --overwrite to replace them; to use "
-                f"them, give --reference {self.folder}."
+                "settings, got others. Choose another output folder, or pass --overwrite to replace them"
+                + (f"; to use them, give --reference {self.folder}." if (self.folder / OPTIONS).exists() else ".")
             )
         return measure_reference(self.dataset, self.folder, device=device, **self.settings)
 

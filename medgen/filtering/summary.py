@@ -17,6 +17,7 @@ from medgen.types import BadInputError
 
 REPORT = "gates.json"
 PICTURE = "gates.png"
+_FEW = 0.1
 
 
 def summarize(gates: Gates, lines: Sequence[Mapping[str, Any]], **further: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def summarize(gates: Gates, lines: Sequence[Mapping[str, Any]], **further: Any) 
         ),
         **further,
         "fitted": gates.describe(),
-        "warnings": gates.reference.warnings,
+        "warnings": [*gates.reference.warnings, *gates.weak_spots()],
     }
 
 
@@ -92,10 +93,15 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [head + (f" ({report['accept_rate']:.0%})" if count else "")]
     if report["reasons"]:
         width = max(len(reason) for reason in report["reasons"])
-        lines.append(f"  {'reason':<{width}}  pairs         alone")
+        lines.append(f"  {'reason':<{width}}  pairs         no other reason")
         for reason, number in report["reasons"].items():
             alone = report["only_reason"].get(reason, 0)
             lines.append(f"  {reason:<{width}}  {number:>5} ({number / count:>4.0%})  {alone:>5}")
+    if count and report["accepted"] <= _FEW * count:
+        lines.append(
+            f"Few are accepted: look at {PICTURE} and rejected; train the model longer, or give label maps like those "
+            "of the reference."
+        )
     lines.append(f"gates: {', '.join(fitted['gates'])}")
     lines.append(
         f"fitted on {fitted['reference_scans']} real scans of "

@@ -267,7 +267,8 @@ def joint_level(smallest: np.ndarray, patients: Sequence[str], rejected: float) 
         raise BadInputError(
             f"reference: expected at most {rejected:.1%} of the real scans to fail outright, got "
             f"{float(np.mean(smallest <= 0)):.1%}: the segmenters do not find what their labels show, or scans lie as "
-            "no others do. Look at the labels, add scans, or train the segmenters for more steps (--steps)."
+            "no others do. Look at the labels, add scans, or train the segmenters for more steps (--steps, with "
+            "--overwrite where gates were begun)."
         )
     return level
 

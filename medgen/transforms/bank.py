@@ -124,8 +124,9 @@ def _read_folder(folder: Path, *, labelled: bool) -> tuple[Dataset, list[tuple[C
     """The cases and their records, each file held to its digest."""
     if not (folder / MANIFEST).is_file():
         raise BadInputError(
-            f"{folder}: expected a bank of synthetic scans with {MANIFEST}, got none. Name the output of "
-            "`medgen synthesize` or `medgen filter`."
+            f"{folder}: expected a bank of synthetic scans with {MANIFEST}, got "
+            f"{'none' if folder.exists() else 'no such folder'}. Name the output of `medgen synthesize` or "
+            "`medgen filter`."
         )
     records = read_manifest(folder / MANIFEST)
     if not records:

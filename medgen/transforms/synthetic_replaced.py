@@ -24,7 +24,10 @@ class RandSyntheticReplaced(DrawnWithin, MapTransform):
     this one. ::
 
         prepare = [LoadImaged(("image", "label"), ensure_channel_first=True), ScaleIntensityd("image")]
-        Compose([*prepare, RandSyntheticReplaced("image", "label", "synthetic/", preprocess=prepare), RandFlipd(...)])
+        replaced = RandSyntheticReplaced(
+            "image", "label", "synthetic/", class_names=read_dataset(FOLDER).class_names, preprocess=prepare
+        )
+        Compose([*prepare, replaced, RandFlipd(...)])
 
     Each sample is held to the bank: channels, axes, spacing and orientation of the affine, and whether its type of
     numbers holds the bank's. The first one that a process sees is also held to it by its label values and the range of

@@ -118,7 +118,7 @@ def load_material(real: Path, synthetic: Path | None, target: str | None, seed: 
 
 
 def _require_scans(dataset: Dataset, counts: dict[str, int], target: str | None, beside: str = "") -> None:
-    what = "labelled" if target is None else f"{target!r}"
+    what = "label maps" if target is None else f"{target!r}"
     for name, count in counts.items():
         if count < FEWEST:
             raise BadInputError(

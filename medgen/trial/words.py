@@ -9,6 +9,7 @@ from medgen.report.numbers import p_equals
 from medgen.trial.analysis import ALPHA
 from medgen.trial.arms import BASELINE, DUPLICATES
 
+_MARGIN = 0.01  # a gain that would matter: one point
 _COLORS = {"real": "#666666", "synthetic": "#b3541e"}
 
 
@@ -57,6 +58,8 @@ def verdict(result: dict[str, Any]) -> str:
     gains = [arm["minus_baseline"] for arm in tried.values()]
     if all(gain["mean"] < 0 and gain["p_adjusted"] < ALPHA for gain in gains):
         return f"It hurts: the best arm with synthetic scans is {told}."
+    if max(gain["interval"][1] for gain in gains) > _MARGIN:
+        return f"No help is shown, and none ruled out: at best {told}."
     return f"It does not help: at best {told}."
 
 
@@ -79,8 +82,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"{result['synthetic_scans']} synthetic scans, {result['test_scans']} real test scans of "
         f"{result['test_patients']} patients; {len(result['seeds'])} seeds, {result['recipe']['steps']} steps each.",
         "",
-        f"| learned from | scans | {metric} | seeds | points over classical | 95 % interval | p (Holm) | over copies "
-        "| p |",
+        f"| learned from | scans | {metric} | SD of seeds | points over classical | 95 % interval | p (Holm) | over "
+        "copies | p |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in result["arms"].values():
@@ -101,7 +104,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     if result["curve"]:
         lines += [
             "",
-            f"| real patients | scans | {metric} with classical augmentation | seeds |",
+            f"| real patients | scans | {metric} with classical augmentation | SD of seeds |",
             "|---|---|---|---|",
         ]
         lines += [
@@ -154,7 +157,7 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(xs, [str(x) for x in xs])
     axes.minorticks_off()
     axes.set_xlabel("real training patients (beside the last point: ways to learn from all)")
-    axes.set_ylabel(f"{result['metric']} on {result['test_scans']} test scans")
+    axes.set_ylabel(f"{result['metric']} on {result['test_scans']} test scans (bars: SD of seeds)")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.savefig(path)

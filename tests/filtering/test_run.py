@@ -294,8 +294,13 @@ def test_gates_measured_without_segmenters_cannot_judge_consistency(real: Path, 
     (tmp_path / "out_gates").mkdir()
     (tmp_path / "out_gates" / "notes.txt").write_text("mine")
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(BadInputError, match=r"expected an empty folder for the gates"):
+    with pytest.raises(BadInputError, match=r"expected an empty folder for the gates.*--overwrite to replace them\.$"):
         filter_pairs(made, real, tmp_path / "out", gates=["size", "geometry"])
+    shutil.rmtree(tmp_path / "out_gates")
+    filter_pairs(made, real, tmp_path / "out", gates=["size", "geometry"])
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(BadInputError, match=r"--overwrite to replace them; to use them, give --reference .*_gates"):
+        filter_pairs(made, real, tmp_path / "out", gates=["size", "geometry"], seed=1)
 
 
 def test_copies_are_not_searched_among_scans_that_are_copies(made: Path, tmp_path: Path) -> None:
@@ -318,10 +323,13 @@ def test_five_patients_are_enough_for_a_larger_share(made: Path, tmp_path: Path)
     assert report["fitted"]["reference_patients"] == 5
 
 
-def test_a_folder_of_which_nothing_was_accepted_says_so(filtered: Path, tmp_path: Path) -> None:
+def test_a_folder_of_which_nothing_was_accepted_says_so(
+    filtered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = write_made(tmp_path / "odd", {"large": _spoiled(301, "large")})
     gates = filtered.with_name("accepted_gates")
     assert filter_pairs(odd, gates, tmp_path / "out", gates=["geometry"])["accepted"] == 0
+    assert "Few are accepted: look at gates.png and rejected; train the model longer" in capsys.readouterr().out
     with pytest.raises(BadInputError, match=r"got none\. The gates accepted no pair: gates\.json and gates\.png"):
         read_dataset(tmp_path / "out")
 

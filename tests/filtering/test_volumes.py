@@ -196,6 +196,18 @@ def test_each_gate_finds_its_own_faults_and_no_other(made: Path, reference: Refe
     assert "intensity_source:organ" in found["intensity"]["rescaled"]
 
 
+def test_a_class_that_the_segmenters_hardly_find_in_real_scans_is_named(reference: Reference) -> None:
+    assert fit_gates(reference, chosen=["consistency"]).weak_spots() == []
+    poor = [
+        replace(scan, scores=scan.scores | {"consistency:cavity": 0.01 * (1 + row)})
+        for row, scan in enumerate(reference.scans)
+    ]
+    gates = fit_gates(replace(reference, scans=poor), chosen=["consistency"])
+    assert [note.partition(" passes")[0] for note in gates.weak_spots()] == [
+        f"consistency:cavity: a Dice of {gates.bounds('consistency:cavity')[0]:.2g}"
+    ]
+
+
 def _change_first(reference: Reference, count: int, **facts: object) -> Reference:
     scans = [replace(scan, **facts) if row < count else scan for row, scan in enumerate(reference.scans)]
     return replace(reference, scans=scans)
