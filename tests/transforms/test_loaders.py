@@ -199,8 +199,8 @@ def test_threads_that_share_a_transform_keep_what_belongs_together(name: str, mo
             assert (label == 2).any() and (image != given["image"])[label == 2].all()
         elif name in ("variation", "composit", "partners", "augmix", "variation batch"):
             assert torch.equal(label, given["label"])
-        elif name in ("cropmix", "snapmix"):  # whose linear interpolation blurs borders that nearest neighbors keep
-            assert ((image > LIMIT) != (label == 1)).float().mean() < 0.1
+        elif name in ("cropmix", "snapmix"):  # the nearest neighbor has a quarter or more of the linear interpolation
+            assert (image[label == 1] > 199).all() and (image[label == 0] < 451).all()
         elif name == "mixup":
             assert ((image[:, 0] - 125) / 400 - label[:, 1]).abs().max() < 0.07
         else:
