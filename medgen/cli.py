@@ -6,6 +6,7 @@ import argparse
 import errno
 import inspect
 import json
+import os
 import re
 import sys
 import warnings
@@ -62,14 +63,14 @@ COMMANDS = {
         summary="labelled synthetic scans out of a generator, as an nnU-Net data set",
         examples=(
             "  medgen synthesize --output out\n"
-            "  medgen synthesize --model runs/mine --labels FOLDER/labels --output synthetic --num_samples 200\n"
-            "  medgen synthesize --model runs/mine --prompts prompts.txt --labels FOLDER/labels --output synthetic\n"
+            "  medgen synthesize --model runs/mine --labels FOLDER --output synthetic --num_samples 200\n"
+            "  medgen synthesize --model runs/mine --prompts prompts.txt --labels FOLDER --output synthetic\n"
             "  medgen synthesize --model runs/mine --conditions conditions.csv --output synthetic\n"
             "  medgen synthesize --model runs/mine --sources FOLDER/images --strength 0.4 --output variants\n"
             "  medgen synthesize --model runs/mine --sources FOLDER/images --source_labels FOLDER/labels "
             "--labels changed --output edited\n"
             "  medgen synthesize --replay out/manifest.jsonl --output again\n"
-            "  medgen synthesize --replay synthetic/manifest.jsonl --model runs/mine --labels FOLDER/labels"
+            "  medgen synthesize --replay synthetic/manifest.jsonl --model runs/mine --labels FOLDER"
         ),
         lower="Lower --batch_size, or give --max_memory_gb so that scans are decoded by tiles.",
         resume="Run the same command again: finished scans are kept.",
@@ -126,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = _root_parser().parse_args(arguments[:1]).command
+    _calm_progress_bars()
     try:
         with _notes():
             return _run(name, arguments[1:])
@@ -236,6 +238,13 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             raise
         return _fail(name, f"{error.filename or 'output'}: {error.strerror}. {command.resume}")
     return 0
+
+
+def _calm_progress_bars() -> None:
+    """Let bars that go to a file, where each step would be a line for good, report every half minute."""
+    if not sys.stderr.isatty():
+        for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):  # read by tqdm as it is imported
+            os.environ.setdefault(name, "30")
 
 
 @contextmanager

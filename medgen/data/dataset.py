@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import torch
 
 from medgen.data.case import RGB, TRAIN_SPLITS, VAL_SPLITS, Case, Dataset, Rejection, stem
 from medgen.data.io import read_image, read_label
-from medgen.data.layouts import LABEL_ENDINGS, image_splits, label_splits, read_dataset, read_labels
+from medgen.data.layouts import LABEL_ENDINGS, image_splits, is_data_set, label_splits, read_dataset, read_labels
 from medgen.seeding import derive_seed
 from medgen.types import BadInputError, Grid, Sample
 
@@ -24,7 +25,9 @@ __all__ = [
     "Dataset",
     "Rejection",
     "image_splits",
+    "is_data_set",
     "label_splits",
+    "labelled_training_cases",
     "load_case",
     "load_cases",
     "load_label",
@@ -180,6 +183,26 @@ def split_cases(dataset: Dataset, *, val_fraction: float = 0.15) -> tuple[list[C
             "(cases of one patient or group stay together). Add cases, or list them in train.txt and val.txt."
         )
     return train, val
+
+
+def labelled_training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
+    """Labelled scans of the training split, without those that medgen holds out where the folder names no split.
+
+    Args:
+        dataset: The data set.
+
+    Returns:
+        The scans; and those of the training split that are held out, none where the folder names labelled validation
+        scans.
+
+    Raises:
+        BadInputError: If a part would be empty.
+    """
+    labelled = [case for case in dataset.cases if case.label is not None]
+    train = [case for case in labelled if case.split is None or case.split in TRAIN_SPLITS]
+    if any(case.split in VAL_SPLITS for case in labelled):
+        return train, []
+    return split_cases(replace(dataset, cases=train))
 
 
 def load_label(

@@ -113,6 +113,20 @@ def _undeclared_cases(root: Path) -> tuple[list[Case], Literal["metadata", "plai
     return cases, "metadata" if metadata else "plain"
 
 
+def is_data_set(folder: str | Path) -> bool:
+    """Whether a folder is a whole data set, as :func:`read_dataset` takes it, and not one of label maps alone.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Whether it holds what lists cases, or their images.
+    """
+    root = Path(folder)
+    declared = (root / "dataset.json").is_file() or (root / "images").is_dir()
+    return declared or (root.is_dir() and find_metadata(root) is not None)
+
+
 def read_labels(folder: str | Path) -> list[tuple[str, Path]]:
     """List the label maps of a plain folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +30,7 @@ _KINDS: dict[str, Mapping[str, Any]] = {
 }
 COPY = "copy"
 ORIENTATION = "orientation"
+_MOST_NAMED = 5
 _WEAK_DICE = 0.1  # a tolerance of consistency below this lets nearly everything pass
 MOST_ALIKE = 0.99  # of scans of two patients; above this only nearly exact copies are found
 MISSING, UNSEEN, UNTESTED = "missing_class", "unseen_class", "untested_class"
@@ -294,6 +296,9 @@ def fit_gates(reference: Reference, *, chosen: Sequence[str] = GATES, real_rejec
     parts = [np.where(part > real_rejected, np.inf, part / weights[code]) for code, part in levels.items()]
     smallest = np.min([*parts, *(np.where(failed, 0.0, np.inf) for failed in outright.values())], axis=0)
     level = joint_level(smallest, patients, real_rejected)
+    if level <= 0:
+        failed = outright | {code: part <= 0 for code, part in levels.items()}
+        raise BadInputError(_too_many(reference, failed, real_rejected))
     tails = {}
     for code, column in columns.items():
         kind = KINDS[code.partition(":")[0]]
@@ -338,6 +343,25 @@ def _outright(reference: Reference, chosen: Sequence[str]) -> dict[str, np.ndarr
     if COPY in chosen:
         failed[COPY] = (reference.similarity > reference.copy_threshold).numpy()
     return failed
+
+
+def _too_many(reference: Reference, failed: Mapping[str, np.ndarray], real_rejected: float) -> str:
+    """Message that names the real scans which fail whatever the level, and what each of them fails."""
+    counts = Counter(reference.patients)
+    named, share = [], 0.0
+    for row, (case, patient) in enumerate(zip(reference.cases, reference.patients, strict=True)):
+        if codes := [code for code in failed if failed[code][row]]:
+            named.append(f"{case} ({', '.join(codes)})")
+            share += 1 / counts[patient] / len(counts)
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    allowed = (real_rejected * (len(counts) + 1) - 1) / len(counts)
+    return (
+        f"reference: expected at most {allowed:.1%} of the real scans to fail outright, so that no more than "
+        f"{real_rejected:.1%} of new ones are rejected, got {share:.1%} (patients weigh alike): "
+        f"{', '.join(named[:_MOST_NAMED])}{more}. The segmenters do not find what their labels show, or they lie as no "
+        "others do. Look at these scans and their labels, add scans, or train the segmenters for more steps (--steps, "
+        "with --overwrite where gates were begun)."
+    )
 
 
 def _require_enough(columns: Mapping[str, np.ndarray], patients: Sequence[str]) -> None:

@@ -22,6 +22,17 @@ _WIDTH, _LEFT, _RIGHT, _MARGIN = 1500, 380, 130, 30
 _BAR, _STRIP, _TEXT = 34, 62, 19
 _MOST_STRIPS = 60
 _MOST_BARS = 24
+_UNITS = {
+    "consistency": "Dice",
+    "intensity_level": "median, of the scan's range",
+    "intensity_spread": "of the scan's range",
+    "intensity_contrast": "chance to be brighter than around",
+    "intensity_source": "median, in the file's units",
+    "share": "of all classes",
+    "spacing": "mm",
+    "outlier": "distance to the nearest real scan",
+    COPY: "correlation",
+}
 
 
 def draw_gates(
@@ -117,11 +128,12 @@ def _strip(draw: ImageDraw.ImageDraw, code: str, gates: Gates, rows: Sequence[Ma
     draw.rectangle((_LEFT, y + 6, right, y + _STRIP - 14), fill=(247, 240, 236))
     draw.rectangle((inside[0], y + 6, inside[1], y + _STRIP - 14), fill=_BAND)
     draw.line((_LEFT, middle, right, middle), fill=(200, 204, 210))
-    draw.text((_LEFT - 14, middle), code, fill=_INK, font=_font(), anchor="rm")
+    draw.text((_LEFT - 14, middle - 8), code, fill=_INK, font=_font(), anchor="rm")
+    draw.text((_LEFT - 14, middle + 12), unit_of(code, gates), fill=_FAINT, font=_font(14), anchor="rm")
     for end, value in zip(ends, (low, high), strict=True):
         if math.isfinite(value):
             draw.line((place(value), y + 6, place(value), y + _STRIP - 14), fill=_INK, width=2)
-            draw.text((place(value), y + _STRIP - 13), f"{end:.3g}", fill=_FAINT, font=_font(14), anchor="mt")
+            draw.text((place(value), y + _STRIP - 13), _number(end), fill=_FAINT, font=_font(14), anchor="mt")
     for index, value in enumerate(real):
         _dot(draw, place(float(value)), middle - 4 - _jitter(code, index), _REAL, 2)
     for index, (row, value) in enumerate(zip(shown, made, strict=True)):
@@ -130,6 +142,28 @@ def _strip(draw: ImageDraw.ImageDraw, code: str, gates: Gates, rows: Sequence[Ma
     out = sum(code in row["reasons"] for row in shown)
     color = _FAILS if out else _FAINT
     draw.text((right + 12, middle), f"{out} of {len(shown)}", fill=color, font=_font(), anchor="lm")
+
+
+def unit_of(code: str, gates: Gates) -> str:
+    """What the numbers of a score are.
+
+    Args:
+        code: Of the score, such as ``volume:anterior``.
+        gates: The fitted gates.
+
+    Returns:
+        A unit, or a few words.
+    """
+    name = code.partition(":")[0]
+    if name in _UNITS:
+        return _UNITS[name]
+    if not any(score.startswith("spacing:") for scan in gates.reference.scans for score in scan.scores):
+        return "voxels"
+    return f"mm^{gates.reference.spatial_dims}" if name == "volume" else "mm"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _jitter(code: str, index: int) -> float:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from medgen.data.case import TRAIN_SPLITS, VAL_SPLITS, Case, Dataset
-from medgen.data.dataset import split_cases
+from medgen.data.case import TRAIN_SPLITS, Case, Dataset
+from medgen.data.dataset import labelled_training_cases
 from medgen.filtering.consistency import VERSION
 from medgen.filtering.measure import Instruments, Measured
 from medgen.provenance import sha256_scan
@@ -96,17 +96,15 @@ def training_cases(dataset: Dataset) -> tuple[list[Case], list[str]]:
         BadInputError: If none has a label, or there are too few patients to hold one out.
     """
     train = [case for case in dataset.cases if case.split is None or case.split in TRAIN_SPLITS]
-    labelled = [case for case in train if case.label is not None]
-    if not labelled or len(dataset.class_names) < 2:
+    unlabelled = sum(case.label is None for case in train)
+    if unlabelled == len(train) or len(dataset.class_names) < 2:
         raise BadInputError(
             f"{dataset.root}: expected labelled scans as a reference, got {len(train)} training scans without label "
             "maps. Add them, or give another folder with --reference."
         )
-    notes = []
-    if left_out := len(train) - len(labelled):
-        notes.append(f"{left_out} reference scans have no label map and were left out.")
-    if not any(case.split in VAL_SPLITS for case in dataset.cases if case.label is not None):
-        labelled, held_out = split_cases(replace(dataset, cases=labelled))
+    notes = [f"{unlabelled} reference scans have no label map and were left out."] if unlabelled else []
+    labelled, held_out = labelled_training_cases(dataset)
+    if held_out:
         notes.append(
             f"{len(held_out)} reference scans were left out: medgen train and medgen utility hold them out for "
             "tests. Name validation scans in val.txt to hold out others."

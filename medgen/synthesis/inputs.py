@@ -12,7 +12,10 @@ from medgen.conditions.edge import check_edges, check_outlines, extract_edges, f
 from medgen.data.dataset import (
     Rejection,
     check_same_grid,
+    is_data_set,
+    labelled_training_cases,
     load_label,
+    read_dataset,
     read_labels,
     require_orientation,
     stem,
@@ -39,7 +42,7 @@ def find_labels(
     """List the label maps of a folder.
 
     Args:
-        folder: Folder of label maps.
+        folder: Folder of label maps; or a data set, of which those of the training split count.
         config: What the model was trained for.
         skip_bad: Leave out maps that do not fit instead of stopping at the first.
 
@@ -51,9 +54,10 @@ def find_labels(
     """
     accepted: list[SourceFile] = []
     rejected: list[Rejection] = []
-    for case, path in read_labels(folder):
+    for case, path in _list_labels(folder):
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
         try:
-            accepted.append(check_label(path, config))
+            accepted.append(check_label(path, config, name=name))
         except BadInputError as error:
             if not skip_bad:
                 raise
@@ -61,6 +65,19 @@ def find_labels(
     if not accepted:
         raise BadInputError(f"{folder}: expected label maps that fit the model, got none. First: {rejected[0].reason}")
     return accepted, rejected
+
+
+def _list_labels(folder: Path) -> list[tuple[str, Path]]:
+    """Case and file of each label map."""
+    if not is_data_set(folder):
+        return read_labels(folder)
+    dataset = read_dataset(folder)
+    if not any(case.label for case in dataset.cases):
+        raise BadInputError(
+            f"{folder}: expected a data set with label maps, got {len(dataset.cases)} scans without. Add them, or give "
+            "a folder of label maps alone."
+        )
+    return [(case.case, case.label) for case in labelled_training_cases(dataset)[0] if case.label is not None]
 
 
 def check_label(path: Path, config: GeneratorConfig, *, name: str = "") -> SourceFile:

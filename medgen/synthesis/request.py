@@ -12,7 +12,7 @@ from typing import Any
 
 from medgen.conditions.text import read_prompts
 from medgen.data.case import TRAIN_SPLITS
-from medgen.data.dataset import Rejection, image_splits, label_splits, stem
+from medgen.data.dataset import Rejection, image_splits, is_data_set, label_splits, stem
 from medgen.generator import Generator, GeneratorConfig
 from medgen.synthesis.inputs import find_edges, find_labels
 from medgen.synthesis.plan import (
@@ -190,6 +190,8 @@ def plan_request(request: Request, generator: Generator) -> Planned:
         sources = [[spec.source, spec.file and spec.file.sha256] for spec in specs]
         digests["labels_sha256"] = _digest(json.dumps(sources))
     splits = _describe_splits("label maps", listed)
+    if not splits and request.labels is not None and is_data_set(request.labels):
+        splits.append(f"label maps: {len(listed)}, none of scans that medgen train and medgen utility hold out")
     if order:
         splits.append(f"label maps: {len(set(order))} of {len(listed)}, those of rare sizes more often")
     for name, kind in {"scan": "source scans", "edge": "edge scans"}.items():

@@ -93,7 +93,8 @@ def synthesize(
             manifest's folder, with `_replay` added to the name.
         model: Folder of a trained model, of a training run or of a Stable Diffusion 1.x or 2.x pipeline in diffusers'
             layout, name of an embedded model, or Hub id.
-        labels: Folder of label maps to make scans for; all in it are used, whatever split they belong to.
+        labels: Label maps to make scans for: a data set, of which those of the training split are taken (without the
+            scans that medgen train holds out where it names none); or a folder of label maps, all of which are.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
             the model, 'none' scans without a label map; by default 'files' if a folder is given, else 'generate', or
             'none' where edges are given or the model knows no label maps. Deformations keep the number of parts and
@@ -342,6 +343,7 @@ def _make(
         desc="synthesize",
         disable=not state.is_main_process,
     )
+    at_once = not bar.disable and bar.mininterval < 1  # else the step is shown when the bar is, as in a log
     with bar:
         for batch in share:
             missing = batch.wanted - done
@@ -364,7 +366,7 @@ def _make(
                     generator,
                     prepared,
                     batch.settings,
-                    on_step=lambda at: bar.set_postfix(step=at),
+                    on_step=lambda at: bar.set_postfix(step=at, refresh=at_once),
                     on_reject=reject,
                 )
             for item in made:

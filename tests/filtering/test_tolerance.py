@@ -108,7 +108,7 @@ def test_a_suggested_share_is_taken() -> None:
     require_patients(19, 0.05)
 
 
-def test_real_scans_that_fail_at_any_level_are_refused_and_never_let_through() -> None:
+def test_no_level_is_left_where_too_many_scans_fail_at_any() -> None:
     smallest = np.where(np.arange(40) < 4, 0.0, 0.3)
-    with pytest.raises(BadInputError, match=r"at most 5\.0% of the real scans to fail outright, got 10\.0%"):
-        joint_level(smallest, [f"p{index}" for index in range(40)], 0.05)
+    assert joint_level(smallest, [f"p{index}" for index in range(40)], 0.05) == 0
+    assert joint_level(smallest, [f"p{index}" for index in range(40)], 0.13) == 0.3

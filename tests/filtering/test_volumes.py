@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from medgen.data.dataset import read_dataset
 from medgen.filtering import Measured, Reference, filter_pairs, fit_gates, load_reference, measure_all
+from medgen.filtering.picture import unit_of
 from medgen.provenance import sha256_file
 from medgen.types import BadInputError
 
@@ -218,8 +219,22 @@ def test_an_orientation_that_two_patients_have_is_one_of_the_reference(reference
     scans = [replace(reference.scans[5], orientation=codes) for codes in (STORED, "RAS", "LPS")]
     assert [verdict.reasons for verdict in two.judge(scans, [[]] * 3)] == [(), (), ("orientation:LPS",)]
     assert two.held_out["orientation"] == 0
-    with pytest.raises(BadInputError, match=r"of the real scans to fail outright, got 5\.0%"):
+    message = rf"at most 0\.3% of the .* 5\.0% of new .*, got 5\.0% .*: {reference.cases[0]} \(orientation\)\. "
+    with pytest.raises(BadInputError, match=message):
         fit_gates(_change_first(reference, 1, orientation="RAS"), chosen=["geometry"])
+
+
+def test_units_are_those_that_the_files_state(reference: Reference) -> None:
+    gates = fit_gates(reference, chosen=["size", "geometry", "consistency"])
+    units = {code.partition(":")[0]: unit_of(code, gates) for code in gates.tails}
+    of_sizes = {"volume": "mm^3", "share": "of all classes"}
+    assert units == {"consistency": "Dice", "spacing": "mm", "extent": "mm", **of_sizes}
+    unknown = [
+        replace(scan, scores={code: value for code, value in scan.scores.items() if not code.startswith("spacing")})
+        for scan in reference.scans
+    ]
+    gates = fit_gates(replace(reference, scans=unknown), chosen=["size", "geometry"])
+    assert {unit_of(code, gates) for code in gates.tails if code.startswith(("volume", "extent"))} == {"voxels"}
 
 
 def test_real_scans_that_their_own_gate_cannot_pass_count_against_it(reference: Reference) -> None:
@@ -227,9 +242,17 @@ def test_real_scans_that_their_own_gate_cannot_pass_count_against_it(reference: 
     alike = reference.similarity.clone()
     alike[0] = 1.0
     copied = replace(reference, similarity=alike)
-    for spoiled, gate in ((unseen, "consistency"), (copied, "copy")):
-        with pytest.raises(BadInputError, match=r"of the real scans to fail outright, got 5\.0%"):
+    for spoiled, gate, code in ((unseen, "consistency", "unseen_class"), (copied, "copy", "copy")):
+        with pytest.raises(
+            BadInputError, match=rf"fail outright, .*, got 5\.0% .*: {reference.cases[0]} \({code}\)\. "
+        ):
             fit_gates(spoiled, chosen=[gate])
+    twins = replace(unseen, patients=["a", "a", *reference.patients[2:]])
+    with pytest.raises(BadInputError, match=r"at most 0\.0% .*, got 2\.6% \(patients weigh alike\)"):
+        fit_gates(twins, chosen=["consistency"], real_rejected=0.05)
+    many = _change_first(reference, 7, unseen=frozenset({"cavity"}))
+    with pytest.raises(BadInputError, match=rf"got 35\.0% .*{reference.cases[4]} \(unseen_class\) and 2 more\. The"):
+        fit_gates(many, chosen=["consistency"])
         assert fit_gates(spoiled, chosen=["size"]).held_out["any"] == 0
     allowed = fit_gates(unseen, chosen=["consistency"], real_rejected=0.1)
     assert allowed.held_out["unseen_class"] == 0.05

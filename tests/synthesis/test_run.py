@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from medgen.data.dataset import load_cases, read_dataset
+from medgen.data.dataset import load_cases, read_dataset, split_cases
 from medgen.generator import Generator
 from medgen.provenance import read_manifest, sha256_array
 from medgen.synthesis import synthesize
@@ -101,6 +101,39 @@ def test_the_split_of_label_maps_is_told_where_there_is_one(
     assert (f"{told}leave out the label maps of val\n" in text) == bool(val)
     assert f"\n1 labelled scan in {tmp_path / 'out'}\n" in text
     assert ("label maps" in text) == bool(val)
+
+
+def test_of_a_data_set_the_label_maps_of_training_are_taken(
+    model_3d: Path, labels_3d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BadInputError, match=r"Did you mean .*labels\?"):
+        synthesize(tmp_path / "out", model=str(model_3d), labels=tmp_path, **FAST)
+    shutil.copytree(labels_3d, tmp_path / "images")
+    (tmp_path / "val.txt").write_text("case_0\n")
+    records = synthesize(tmp_path / "named", model=str(model_3d), labels=tmp_path, **FAST)
+    assert [record.label["file"] for record in records] == ["labels/case_1.nii.gz", "labels/case_2.nii.gz"]
+    assert "label maps: 2 of train\n" in capsys.readouterr().out
+
+    for folder in (tmp_path, labels_3d):  # by its place in the data set, and by its name
+        again = tmp_path / f"again-{folder.name}"
+        synthesize(
+            again, model=str(model_3d), labels=folder, replay=tmp_path / "named" / "manifest.jsonl", device="cpu"
+        )
+        assert all(
+            np.array_equal(*pair)
+            for pair in zip(voxels(tmp_path / "named").values(), voxels(again).values(), strict=True)
+        )
+
+    (tmp_path / "val.txt").unlink()
+    (held_out,) = split_cases(read_dataset(tmp_path))[1]
+    records = synthesize(tmp_path / "hashed", model=str(model_3d), labels=tmp_path, **FAST)
+    kept = [name for name in ("case_0", "case_1", "case_2") if name != held_out.case]
+    assert [record.label["file"] for record in records] == [f"labels/{name}.nii.gz" for name in kept]
+    assert "label maps: 2, none of scans that medgen train and medgen utility hold out\n" in capsys.readouterr().out
+
+    shutil.rmtree(labels_3d)
+    with pytest.raises(BadInputError, match=r"a data set with label maps, got 3 scans without"):
+        synthesize(tmp_path / "none", model=str(model_3d), labels=tmp_path, **FAST)
 
 
 def test_generated_labels_lie_in_a_field_of_view_of_the_training_set(model_3d: Path, tmp_path: Path) -> None:
@@ -456,3 +489,22 @@ def test_a_sample_without_an_acceptable_label_is_left_out_when_asked(
     capsys.readouterr()
     synthesize(model=str(tmp_path / "m"), replay=tmp_path / "out" / "manifest.jsonl")
     assert f"{len(records)} of {len(records)} equal the replayed manifest" in capsys.readouterr().out
+
+
+def test_bars_leave_few_lines_in_a_log(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "medgen",
+        "synthesize",
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        str(model_3d),
+    ]
+    command += ["--labels", str(labels_3d), "--num_samples", "6", "--num_inference_steps", "20", "--batch_size", "1"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TQDM")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "6/6" in done.stderr
+    assert done.stderr.replace("\r", "\n").count("scan/s") < 5
+    assert "step=20" in done.stderr
