@@ -255,14 +255,16 @@ def share_of_gap(
     """How far an arm comes from the floor to the ceiling; the interval holds what a paired test does not refuse.
 
     So Fieller 1954, Some problems in interval estimation: of a ratio whose denominator may be 0 it can be without end,
-    which is None here. Other patients and other draws count; the mean of the ceiling's trainings is taken as it is.
+    which is None here, as is one beyond 5. Other patients and other draws count; the mean of the ceiling's trainings is
+    taken as it is.
     """
     top = ceiling.mean(dim=0).expand_as(arm)
-    tried = [step / 100 for step in range(-500, 501)]
-    kept = [share for share in tried if difference(arm - (1 - share) * floor, share * top, groups, clusters).p >= 0.05]
     low, high = mean_score(floor), mean_score(ceiling)
-    ends = None if {tried[0], tried[-1]} & set(kept) else (min(kept), max(kept))
-    return {"share_of_gap": (mean_score(arm) - low) / (high - low), "share_of_gap_interval": ends}
+    share = (mean_score(arm) - low) / (high - low)
+    tried = sorted({share, *(step / 100 for step in range(-500, 501))})
+    kept = [at for at in tried if difference(arm - (1 - at) * floor, at * top, groups, clusters).p >= 0.05]
+    ends = None if not kept or {tried[0], tried[-1]} & set(kept) else (min(kept), max(kept))
+    return {"share_of_gap": share, "share_of_gap_interval": ends}
 
 
 def spread(scores: torch.Tensor, clusters: list[int]) -> dict[str, float | None]:
