@@ -26,24 +26,23 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 def test_a_draw_is_read_as_it_was_measured_and_not_stamped_anew(
-    script: Callable[[str], ModuleType], tmp_path: Path
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folds = script("folds")
+    monkeypatch.setattr(folds, "ROOT", tmp_path)
     scores = {"real": torch.rand(3, 4, 2, dtype=torch.float64)}
     scores["real"][1, 2, 0] = torch.nan
-    path = folds.ROOT / "benchmarks" / "results" / "trial_draw_0.json"
-    try:
-        folds.write_fold(path, folds.Fold(GATES, {"arms": {}}, scores, ["a", "b", "c", "d"]), SETTINGS)
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({**content, "commit": "that of then"}))
-        kept = folds.read_fold(path, SETTINGS)
-        with pytest.raises(SystemExit, match=r"expected a draw with \{'steps': 700\}, got .*600.*Remove the file"):
-            folds.read_fold(path, {"steps": 700})
-    finally:
-        path.unlink(missing_ok=True)
+    path = folds.fold_file("trial", 0)
+    path.parent.mkdir(parents=True)
+    folds.write_fold(path, folds.Fold(GATES, {"arms": {}}, scores, ["a", "b", "c", "d"]), SETTINGS)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "commit": "that of then"}))
+    kept = folds.read_fold(path, SETTINGS)
     assert torch.allclose(kept.scores["real"].double(), scores["real"], equal_nan=True)
     assert (kept.gates, kept.groups, kept.measured_by["commit"]) == (GATES, ["a", "b", "c", "d"], "that of then")
-    assert folds.read_fold(tmp_path / "absent.json", SETTINGS) is None
+    with pytest.raises(SystemExit, match=r"expected a draw with \{'steps': 700\}, got .*600.*Remove the file"):
+        folds.read_fold(path, {"steps": 700})
+    assert folds.read_fold(folds.fold_file("trial", 1), SETTINGS) is None
 
 
 def test_draws_are_joined_only_with_the_same_patients_and_recipe(script: Callable[[str], ModuleType]) -> None:

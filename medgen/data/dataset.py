@@ -201,6 +201,8 @@ def labelled_training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
     labelled = [case for case in dataset.cases if case.label is not None]
     train = [case for case in labelled if case.split is None or case.split in TRAIN_SPLITS]
     if any(case.split in VAL_SPLITS for case in labelled):
+        if not train:
+            raise BadInputError(f"{dataset.root}: expected labelled scans of the training split, got none. Add some.")
         return train, []
     return split_cases(replace(dataset, cases=train))
 

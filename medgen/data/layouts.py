@@ -120,11 +120,19 @@ def is_data_set(folder: str | Path) -> bool:
         folder: The folder.
 
     Returns:
-        Whether it holds what lists cases, or their images.
+        Whether it holds what lists cases, or their images; where files of label maps or scans lie directly in it,
+        whether a table of metadata says which of them are label maps.
     """
     root = Path(folder)
-    declared = (root / "dataset.json").is_file() or (root / "images").is_dir()
-    return declared or (root.is_dir() and find_metadata(root) is not None)
+    if not root.is_dir():
+        return False
+    metadata = find_metadata(root)
+    if not _files(root, LABEL_ENDINGS):
+        return metadata is not None or (root / "dataset.json").is_file() or (root / "images").is_dir()
+    try:
+        return metadata is not None and any(case.label is not None for case in read_metadata(metadata))
+    except BadInputError:  # a table about something else
+        return False
 
 
 def read_labels(folder: str | Path) -> list[tuple[str, Path]]:

@@ -355,12 +355,18 @@ def _too_many(reference: Reference, failed: Mapping[str, np.ndarray], real_rejec
             share += 1 / counts[patient] / len(counts)
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
     allowed = (real_rejected * (len(counts) + 1) - 1) / len(counts)
+    advice = ["Look at these scans and their labels, or add scans."]
+    if any(failed[code].any() for code in failed if code == UNSEEN or code.startswith("consistency")):
+        advice.append(
+            "Where the segmenters do not find what labels show, train them for more steps (--steps, with --overwrite "
+            "where gates were begun)."
+        )
+    if COPY in failed and failed[COPY].any():
+        advice.append("Of scans that copy another one, remove one, or say in a column `patient` that they are of one.")
     return (
         f"reference: expected at most {allowed:.1%} of the real scans to fail outright, so that no more than "
         f"{real_rejected:.1%} of new ones are rejected, got {share:.1%} (patients weigh alike): "
-        f"{', '.join(named[:_MOST_NAMED])}{more}. The segmenters do not find what their labels show, or they lie as no "
-        "others do. Look at these scans and their labels, add scans, or train the segmenters for more steps (--steps, "
-        "with --overwrite where gates were begun)."
+        f"{', '.join(named[:_MOST_NAMED])}{more}. {' '.join(advice)}"
     )
 
 

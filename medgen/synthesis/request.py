@@ -12,9 +12,9 @@ from typing import Any
 
 from medgen.conditions.text import read_prompts
 from medgen.data.case import TRAIN_SPLITS
-from medgen.data.dataset import Rejection, image_splits, is_data_set, label_splits, stem
+from medgen.data.dataset import Rejection, image_splits, label_splits
 from medgen.generator import Generator, GeneratorConfig
-from medgen.synthesis.inputs import find_edges, find_labels
+from medgen.synthesis.inputs import find_edges, find_label_maps
 from medgen.synthesis.plan import (
     LabelSampling,
     LabelSource,
@@ -141,7 +141,7 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     """
     attributes = _plain(request.attributes or {})
     require_conditions(generator, {name: f"attribute '{name}'" for name in attributes})
-    source, order = request.label_source, []
+    source, order, told = request.label_source, [], ""
     _check_label_sampling(request)
     if request.conditions is not None:
         _refuse_beside_table(request)
@@ -157,7 +157,7 @@ def plan_request(request: Request, generator: Generator) -> Planned:
         count = len(rows) if request.num_samples is None else request.num_samples
         specs = plan_rows(rows, count, seed=request.seed)
     else:
-        rows, rejected = _find(request, generator)
+        rows, rejected, told = _find(request, generator)
         files, edges, scans = ([row[name] for row in rows if row[name]] for name in ("file", "edge", "scan"))
         prompts = [] if request.prompts is None else read_prompts(request.prompts)
         source = source or _default_source(rows, generator)
@@ -189,9 +189,7 @@ def plan_request(request: Request, generator: Generator) -> Planned:
     if request.conditions is not None:
         sources = [[spec.source, spec.file and spec.file.sha256] for spec in specs]
         digests["labels_sha256"] = _digest(json.dumps(sources))
-    splits = _describe_splits("label maps", listed)
-    if not splits and request.labels is not None and is_data_set(request.labels):
-        splits.append(f"label maps: {len(listed)}, none of scans that medgen train and medgen utility hold out")
+    splits = [told] if told else _describe_splits("label maps", listed)
     if order:
         splits.append(f"label maps: {len(set(order))} of {len(listed)}, those of rare sizes more often")
     for name, kind in {"scan": "source scans", "edge": "edge scans"}.items():
@@ -218,8 +216,8 @@ def _check_label_sampling(request: Request) -> None:
         )
 
 
-def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Label maps, edges and scans of the folders, matched where several are given."""
+def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]], list[Rejection], str]:
+    """Label maps, edges and scans of the folders, matched where several are given; and what to tell of the choice."""
     if request.edges is not None and request.edge_maps is not None:
         raise BadInputError("edges: expected scans (--edges) or edge maps (--edge_maps), got both. Leave one out.")
     given = {"labels": "mask", "prompts": "text", "edges": "edge", "edge_maps": "edge"}
@@ -229,18 +227,20 @@ def _find(request: Request, generator: Generator) -> tuple[list[dict[str, Any]],
     require_conditions(generator, {name: key for key, name in given.items() if getattr(request, key) is not None})
     config, skip_bad = generator.config, request.skip_bad
     found: dict[str, Any] = _find_sources(request, config)
-    rejected: list[Rejection] = []
+    rejected, told = [], ""
     if request.labels is not None:
-        files, rejected = find_labels(Path(request.labels), config, skip_bad=skip_bad)
-        found["labels"] = {stem(file.path.name): file for file in files}
+        maps = find_label_maps(Path(request.labels), config, skip_bad=skip_bad)
+        found["labels"], rejected, told = maps.files, maps.rejected, maps.told
+        if "scans" in found and maps.left_out:
+            found["scans"] = {case: files for case, files in found["scans"].items() if case not in maps.left_out}
     folder = request.edges or request.edge_maps
     if folder is not None:
         ready = request.edges is None
         found["edges"], bad = find_edges(Path(folder), config, ready=ready, skip_bad=skip_bad)
         rejected += bad
     rows, bad = pair_inputs(Inputs(**found), config, skip_bad=skip_bad)
-    told = {rejection.case for rejection in rejected}
-    return rows, rejected + [rejection for rejection in bad if rejection.case not in told]
+    known = {rejection.case for rejection in rejected}
+    return rows, rejected + [rejection for rejection in bad if rejection.case not in known], told
 
 
 def _find_sources(request: Request, config: GeneratorConfig) -> dict[str, Any]:

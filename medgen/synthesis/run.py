@@ -93,8 +93,8 @@ def synthesize(
             manifest's folder, with `_replay` added to the name.
         model: Folder of a trained model, of a training run or of a Stable Diffusion 1.x or 2.x pipeline in diffusers'
             layout, name of an embedded model, or Hub id.
-        labels: Label maps to make scans for: a data set, of which those of the training split are taken (without the
-            scans that medgen train holds out where it names none); or a folder of label maps, all of which are.
+        labels: Label maps to make scans for: a data set, of which those of the training split are taken (where it names
+            none, without the scans that medgen utility tests on); or a folder of label maps, all of which are.
         label_source: Where labels come from: 'files' as they are, 'deform' random deformations of them, 'generate' by
             the model, 'none' scans without a label map; by default 'files' if a folder is given, else 'generate', or
             'none' where edges are given or the model knows no label maps. Deformations keep the number of parts and
@@ -341,9 +341,14 @@ def _make(
         initial=sum(case in done for batch in share for case in batch.wanted),
         unit="scan",
         desc="synthesize",
+        miniters=0,
         disable=not state.is_main_process,
     )
-    at_once = not bar.disable and bar.mininterval < 1  # else the step is shown when the bar is, as in a log
+
+    def show(step: int) -> None:
+        bar.set_postfix(step=step, refresh=False)
+        bar.update(0)
+
     with bar:
         for batch in share:
             missing = batch.wanted - done
@@ -366,7 +371,7 @@ def _make(
                     generator,
                     prepared,
                     batch.settings,
-                    on_step=lambda at: bar.set_postfix(step=at, refresh=at_once),
+                    on_step=show,
                     on_reject=reject,
                 )
             for item in made:

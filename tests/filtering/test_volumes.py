@@ -242,17 +242,19 @@ def test_real_scans_that_their_own_gate_cannot_pass_count_against_it(reference: 
     alike = reference.similarity.clone()
     alike[0] = 1.0
     copied = replace(reference, similarity=alike)
-    for spoiled, gate, code in ((unseen, "consistency", "unseen_class"), (copied, "copy", "copy")):
-        with pytest.raises(
-            BadInputError, match=rf"fail outright, .*, got 5\.0% .*: {reference.cases[0]} \({code}\)\. "
-        ):
+    for spoiled, gate, code, advice in (
+        (unseen, "consistency", "unseen_class", "for more steps"),
+        (copied, "copy", "copy", "in a column `patient`"),
+    ):
+        message = rf"fail outright, .*, got 5\.0% .*: {reference.cases[0]} \({code}\)\. Look at [^.]*\. [^.]*{advice}"
+        with pytest.raises(BadInputError, match=message):
             fit_gates(spoiled, chosen=[gate])
+        assert fit_gates(spoiled, chosen=["size"]).held_out["any"] == 0
     twins = replace(unseen, patients=["a", "a", *reference.patients[2:]])
     with pytest.raises(BadInputError, match=r"at most 0\.0% .*, got 2\.6% \(patients weigh alike\)"):
         fit_gates(twins, chosen=["consistency"], real_rejected=0.05)
     many = _change_first(reference, 7, unseen=frozenset({"cavity"}))
-    with pytest.raises(BadInputError, match=rf"got 35\.0% .*{reference.cases[4]} \(unseen_class\) and 2 more\. The"):
+    with pytest.raises(BadInputError, match=rf"got 35\.0% .*{reference.cases[4]} \(unseen_class\) and 2 more\. Look"):
         fit_gates(many, chosen=["consistency"])
-        assert fit_gates(spoiled, chosen=["size"]).held_out["any"] == 0
     allowed = fit_gates(unseen, chosen=["consistency"], real_rejected=0.1)
     assert allowed.held_out["unseen_class"] == 0.05

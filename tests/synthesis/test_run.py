@@ -112,7 +112,8 @@ def test_of_a_data_set_the_label_maps_of_training_are_taken(
     (tmp_path / "val.txt").write_text("case_0\n")
     records = synthesize(tmp_path / "named", model=str(model_3d), labels=tmp_path, **FAST)
     assert [record.label["file"] for record in records] == ["labels/case_1.nii.gz", "labels/case_2.nii.gz"]
-    assert "label maps: 2 of train\n" in capsys.readouterr().out
+    told = "label maps: 2 of the training split; 1 left out, of scans that are held out for tests\n"
+    assert capsys.readouterr().out.count(told) == 1
 
     for folder in (tmp_path, labels_3d):  # by its place in the data set, and by its name
         again = tmp_path / f"again-{folder.name}"
@@ -129,11 +130,71 @@ def test_of_a_data_set_the_label_maps_of_training_are_taken(
     records = synthesize(tmp_path / "hashed", model=str(model_3d), labels=tmp_path, **FAST)
     kept = [name for name in ("case_0", "case_1", "case_2") if name != held_out.case]
     assert [record.label["file"] for record in records] == [f"labels/{name}.nii.gz" for name in kept]
-    assert "label maps: 2, none of scans that medgen train and medgen utility hold out\n" in capsys.readouterr().out
+    told = "label maps: 2 of the training split; 1 left out, of scans that are held out for tests\n"
+    assert capsys.readouterr().out.count(told) == 1
 
-    shutil.rmtree(labels_3d)
-    with pytest.raises(BadInputError, match=r"a data set with label maps, got 3 scans without"):
-        synthesize(tmp_path / "none", model=str(model_3d), labels=tmp_path, **FAST)
+    # Scans to change are those of these label maps.
+    both = {"sources": tmp_path / "images", "strength": 0.5}
+    records = synthesize(tmp_path / "changed", model=str(model_3d), labels=tmp_path, **both, **FAST)
+    assert [record.label["file"] for record in records] == [f"labels/{name}.nii.gz" for name in kept]
+
+
+@pytest.mark.parametrize(
+    ("kept", "val", "message"),
+    [
+        ((), "", r"expected a data set with label maps, got 3 scans without\. Add them"),
+        (
+            (0, 2),
+            "case_0\ncase_2\n",
+            r"labelled scans of the training split, got none.* Or give the folder of its label",
+        ),
+        (
+            (1,),
+            "",
+            r"for training and for validation, got 1 and 0.* Or give the folder of its label maps, all of which",
+        ),
+    ],
+)
+def test_a_data_set_without_label_maps_for_training_is_refused(
+    kept: tuple[int, ...], val: str, message: str, model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(labels_3d, tmp_path / "images")
+    (tmp_path / "val.txt").write_text(val)
+    for index in {0, 1, 2} - {*kept}:
+        (labels_3d / f"case_{index}.nii.gz").unlink()
+    if not kept:
+        labels_3d.rmdir()
+    with pytest.raises(BadInputError, match=message):
+        synthesize(tmp_path / "out", model=str(model_3d), labels=tmp_path, **FAST)
+
+
+def test_label_maps_of_a_table_are_told_apart_by_case_and_named_within_its_folder(
+    model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    """Folders of patients hold files of one name."""
+    rows = ["image,label,split"]
+    for index, split in enumerate(("train", "val", "train")):
+        folder = tmp_path / "table" / f"p{index}"
+        folder.mkdir(parents=True)
+        shutil.copy(labels_3d / f"case_{index}.nii.gz", folder / "scan.nii.gz")
+        shutil.copy(labels_3d / f"case_{index}.nii.gz", folder / "seg.nii.gz")
+        rows.append(f"p{index}/scan.nii.gz,{'../labels/case_2' if index == 2 else f'p{index}/seg'}.nii.gz,{split}")
+    (tmp_path / "table" / "metadata.csv").write_text("\n".join(rows))
+    records = synthesize(tmp_path / "out", model=str(model_3d), labels=tmp_path / "table", **FAST)
+    assert [record.label["file"] for record in records] == ["p0/seg.nii.gz", "case_2.nii.gz"]
+
+
+@pytest.mark.parametrize("beside", ["dataset.json", "metadata.csv", "notes", "images"])
+def test_a_folder_of_label_maps_stays_one_whatever_lies_beside_them(
+    beside: str, model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    if beside == "images":  # previews
+        shutil.copytree(labels_3d, labels_3d / "images")
+    else:
+        text = {"dataset.json": "{}", "metadata.csv": "file_name\ncase_0.nii.gz\n", "notes": "id,area\ncase_0,3\n"}
+        (labels_3d / beside.replace("notes", "metadata.csv")).write_text(text[beside])
+    records = synthesize(tmp_path / "out", model=str(model_3d), labels=labels_3d, **FAST)
+    assert [record.label["file"] for record in records] == [f"case_{index}.nii.gz" for index in range(3)]
 
 
 def test_generated_labels_lie_in_a_field_of_view_of_the_training_set(model_3d: Path, tmp_path: Path) -> None:
@@ -491,20 +552,18 @@ def test_a_sample_without_an_acceptable_label_is_left_out_when_asked(
     assert f"{len(records)} of {len(records)} equal the replayed manifest" in capsys.readouterr().out
 
 
-def test_bars_leave_few_lines_in_a_log(model_3d: Path, labels_3d: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "medgen",
-        "synthesize",
-        "--output",
-        str(tmp_path / "out"),
-        "--model",
-        str(model_3d),
-    ]
-    command += ["--labels", str(labels_3d), "--num_samples", "6", "--num_inference_steps", "20", "--batch_size", "1"]
+def test_bars_leave_few_lines_in_a_log_and_go_on_within_a_batch(
+    model_3d: Path, labels_3d: Path, tmp_path: Path
+) -> None:
+    words = ["--model", model_3d, "--labels", labels_3d, "--num_samples", 6, "--num_inference_steps", 20]
+    command = [sys.executable, "-m", "medgen", "synthesize", *map(str, words)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TQDM")}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "6/6" in done.stderr
-    assert done.stderr.replace("\r", "\n").count("scan/s") < 5
-    assert "step=20" in done.stderr
+    quick = {"TQDM_MININTERVAL": "0", "TQDM_MAXINTERVAL": "0"}
+    lines = {}
+    for name, more in {"calm": {}, "every": quick}.items():
+        output = ["--output", str(tmp_path / name)]
+        done = subprocess.run([*command, *output], capture_output=True, text=True, check=True, env=environment | more)
+        lines[name] = [line for line in done.stderr.replace("\r", "\n").split("\n") if line.startswith("synthesize:")]
+    assert len(lines["calm"]) < 5 and "6/6" in lines["calm"][-1]
+    assert [line.partition("step=")[2][:2].rstrip("]") for line in lines["every"] if "4/6" in line][-1] == "20"
+    assert {f"step={step}]" for step in range(1, 21)} <= {line.rpartition(", ")[2] for line in lines["every"]}
