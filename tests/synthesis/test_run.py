@@ -172,16 +172,17 @@ def test_label_maps_of_a_table_are_told_apart_by_case_and_named_within_its_folde
     model_3d: Path, labels_3d: Path, tmp_path: Path
 ) -> None:
     """Folders of patients hold files of one name."""
+    labels = ["p0/seg", "p1/seg", "p2/seg", "../labels/case_2"]
     rows = ["image,label,split"]
-    for index, split in enumerate(("train", "val", "train")):
+    for index, label in enumerate(labels):
         folder = tmp_path / "table" / f"p{index}"
         folder.mkdir(parents=True)
-        shutil.copy(labels_3d / f"case_{index}.nii.gz", folder / "scan.nii.gz")
-        shutil.copy(labels_3d / f"case_{index}.nii.gz", folder / "seg.nii.gz")
-        rows.append(f"p{index}/scan.nii.gz,{'../labels/case_2' if index == 2 else f'p{index}/seg'}.nii.gz,{split}")
+        for name in ("scan", "seg"):
+            shutil.copy(labels_3d / "case_2.nii.gz", folder / f"{name}.nii.gz")
+        rows.append(f"p{index}/scan.nii.gz,{label}.nii.gz,{'val' if index == 1 else 'train'}")
     (tmp_path / "table" / "metadata.csv").write_text("\n".join(rows))
     records = synthesize(tmp_path / "out", model=str(model_3d), labels=tmp_path / "table", **FAST)
-    assert [record.label["file"] for record in records] == ["p0/seg.nii.gz", "case_2.nii.gz"]
+    assert [record.label["file"] for record in records] == ["p0/seg.nii.gz", "p2/seg.nii.gz", "case_2.nii.gz"]
 
 
 @pytest.mark.parametrize("beside", ["dataset.json", "metadata.csv", "notes", "images"])
