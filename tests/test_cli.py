@@ -220,6 +220,13 @@ def test_a_bad_line_is_one_line_that_says_what_was_meant(
     assert not calls
 
 
+def test_single_settings_without_a_plan_say_where_one_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--data", "scans", "--output", "x", "--plan.denoiser.steps", "60"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("medgen train: plan: expected a file with a whole plan, ")
+    assert "Give the file with --plan FILE or --config FILE; --dry_run writes one." in message
+
+
 def test_a_missing_argument_is_named(calls: list[dict[str, object]], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--data", "scans"]) == 2
     assert "the following arguments are required: output" in capsys.readouterr().err
