@@ -192,7 +192,8 @@ class Gates:
         """
         lows = {code: self.bounds(code)[0] for code in self.tails if code.startswith("consistency:")}
         return [
-            f"{code}: a Dice of {low:.2g} passes, since segmenters do no better on some real scans; it says little."
+            f"{code}: a Dice of {max(low, 0.001):.2g} passes, since segmenters do no better on some real scans; it "
+            "says little."
             for code, low in lows.items()
             if low < _WEAK_DICE
         ]

@@ -152,6 +152,5 @@ def _next_step(folder: Path, dataset: Dataset) -> str:
         return f"no model yet. Next: medgen train --data {dataset.root} --output {folder}"
     labels, made = "", Generator.from_pretrained(model)
     if made.label_denoiser is None and "mask" in made.conditions:
-        folder_of_labels = next((case.label.parent for case in dataset.cases if case.label), "FOLDER")
-        labels = f" --labels {folder_of_labels}"
+        labels = f" --labels {dataset.root if any(case.label for case in dataset.cases) else 'FOLDER'}"
     return f"the model is in {model}. Next: medgen synthesize --model {folder}{labels} --output synthetic"

@@ -349,7 +349,7 @@ def test_a_run_that_goes_on_says_so_and_from_where(data, tmp_path, tiny, begin, 
 def test_a_model_without_a_label_generator_is_told_where_label_maps_lie(data, tmp_path, tiny, capsys):
     run = train(data, tmp_path / "run", plan=tiny(label=None), max_steps=1, device="cpu")
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith(f"Next: medgen synthesize --model {run} --labels {data / 'labels'} --output synthetic")
+    assert last.endswith(f"Next: medgen synthesize --model {run} --labels {data} --output synthetic")
 
 
 def test_a_dry_run_tells_the_size_that_the_cache_will_have(data, tmp_path, tiny, capsys):
