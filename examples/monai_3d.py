@@ -1,6 +1,6 @@
 """Train a 3D segmentation network with MONAI; real volumes are replaced by synthetic ones of the same label map.
 
-python examples/monai_3d.py --data FOLDER --bank SYNTHETIC      # SYNTHETIC: medgen synthesize --labels FOLDER/labelsTr
+python examples/monai_3d.py --data FOLDER --bank SYNTHETIC      # SYNTHETIC: medgen synthesize --labels FOLDER
 python examples/monai_3d.py --toy toy_monai_3d                  # a minute, on volumes that it makes itself
 """
 
