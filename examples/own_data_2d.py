@@ -48,13 +48,12 @@ def main() -> None:
     # The plan is made from the folder and written to run/plan.yaml; edit it there to change anything.
     run = train(data, arguments.output / "run", max_steps=6 if arguments.toy else None)
 
-    # New label maps: smooth deformations of the real ones, each with a scan of its own.
-    labels = data / "labels" if (data / "labels").is_dir() else data / "labelsTr"
+    # New label maps: smooth deformations of those of the training split, each with a scan of its own.
     count = 4 if arguments.toy else 2 * len(read_dataset(data).cases)
     steps = 4 if arguments.toy else 20
     synthetic = arguments.output / "synthetic"
     synthesize(
-        synthetic, model=str(run), labels=labels, label_source="deform", num_samples=count, num_inference_steps=steps
+        synthetic, model=str(run), labels=data, label_source="deform", num_samples=count, num_inference_steps=steps
     )
 
     report = evaluate(data, synthetic, arguments.output / "report")
