@@ -1,7 +1,8 @@
 """Labelled synthetic scans out of a generator: lazily in Python, or as an nnU-Net data set on disk."""
 
 from medgen.synthesis.editing import Edited, edit, replace_label, translate, translate_batch
-from medgen.synthesis.inputs import find_edges, find_labels
+from medgen.synthesis.inputs import find_edges
+from medgen.synthesis.label_files import find_labels
 from medgen.synthesis.plan import (
     EdgeSource,
     LabelFile,

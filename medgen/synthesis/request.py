@@ -14,7 +14,8 @@ from medgen.conditions.text import read_prompts
 from medgen.data.case import TRAIN_SPLITS
 from medgen.data.dataset import Rejection, image_splits, label_splits
 from medgen.generator import Generator, GeneratorConfig
-from medgen.synthesis.inputs import find_edges, find_label_maps
+from medgen.synthesis.inputs import find_edges
+from medgen.synthesis.label_files import find_label_maps
 from medgen.synthesis.plan import (
     LabelSampling,
     LabelSource,
