@@ -50,10 +50,10 @@ def explain_parser_error(message: str) -> str:
         got = next((value for _, value in found if value), given[1] if given else "")
         reason = "expected " + " or ".join(dict.fromkeys(kind for kind, _ in found))
         reason += f", got {got}" if 0 < len(got) <= _LONGEST_VALUE else ""
-    if key and reason.startswith("the following arguments are required"):
+    if key and reason.startswith("the following arguments are required: "):
         reason = (
-            f"expected a file with a whole {key}, of which values on the command line change single ones, got these "
-            f"values alone. Give the file with --{key} FILE or --config FILE; --dry_run writes one"
+            f"expected a whole {key}, got one without {reason.partition(': ')[2]}. Values on the command line only "
+            f"change single ones of a file: give it with --{key} FILE or --config FILE; --dry_run writes one"
         )
     return f"{key}: {reason}" if key else reason
 

@@ -220,11 +220,17 @@ def test_a_bad_line_is_one_line_that_says_what_was_meant(
     assert not calls
 
 
-def test_single_settings_without_a_plan_say_where_one_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--data", "scans", "--output", "x", "--plan.denoiser.steps", "60"]) == 2
+def test_a_plan_that_is_not_whole_says_what_it_lacks_and_where_one_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--data", "scans", "--output", "x"]
+    assert cli.main([*command, "--plan.denoiser.steps", "60"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("medgen train: plan: expected a file with a whole plan, ")
-    assert "Give the file with --plan FILE or --config FILE; --dry_run writes one." in message
+    assert message.startswith("medgen train: plan: expected a whole plan, got one without name, spatial_dims, ")
+    assert "give it with --plan FILE or --config FILE; --dry_run writes one." in message
+    (tmp_path / "plan.yaml").write_text("name: mine\nspatial_dims: 2\nchannel_names: {0: a}\nsize: [8, 8]\n")
+    assert cli.main([*command, "--plan", str(tmp_path / "plan.yaml")]) == 2
+    assert "plan: expected a whole plan, got one without class_names. " in capsys.readouterr().err
 
 
 def test_a_missing_argument_is_named(calls: list[dict[str, object]], capsys: pytest.CaptureFixture[str]) -> None:
